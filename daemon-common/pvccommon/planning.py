@@ -1,0 +1,180 @@
+"""From "make web1 from debian12" to a frozen plan: every input read once, every problem found at once.
+
+Nothing here changes anything. The plan is plain JSON and all that a worker needs; secrets are kept apart.
+"""
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from pvccommon import declarations, names
+from pvccommon.checks import Check, check_plan
+from pvccommon.config import Config
+from pvccommon.declarations import Declaration
+from pvccommon.errors import Problem, WrongInput
+from pvccommon.models import Json, Profile, StorageTemplateDisk
+from pvccommon.placement import Candidate, choose_node, load_candidates
+
+PLAN_VERSION = 1
+GIB = 1024**3
+SYSTEM_FIELDS = (
+    "id",
+    "name",
+    "vcpu_count",
+    "vram_mb",
+    "serial",
+    "vnc",
+    "vnc_bind",
+    "node_limit",
+    "node_selector",
+    "node_autostart",
+    "migration_method",
+    "migration_max_downtime",
+)
+
+# (node, pool, volume) -> {"size_bytes": …} or None; raises when it cannot be found out.
+FindVolume = Callable[[str, str, str], Json | None]
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What a user asked for. `arguments` are `key=value` texts which override those of the profile."""
+
+    name: str
+    profile: str
+    define: bool = True
+    start: bool = True
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PlannedBuild:
+    """A plan (empty when the request is too wrong to make one), with the outcome of every check.
+
+    `plan`: {version, vm {name, uuid, id}, profile, node, define, start, script {name, source, sha256,
+    declaration}, arguments (typed, secrets masked), argument_texts, system {…}, mac_template, networks [{vni,
+    bridge, user, mac}], volumes [{pool, volume, disk_id, size_bytes, filesystem, filesystem_args, mountpoint,
+    source_volume}], userdata, domain {…}}. `secrets`: values of the secret arguments.
+    """
+
+    plan: Json
+    secrets: Json
+    checks: tuple[Check, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems and all(check.ok for check in self.checks)
+
+    @property
+    def node(self) -> str:
+        return str(self.plan.get("node", ""))
+
+    def require_ok(self) -> None:
+        """Raise WrongInput with all problems and failed checks unless everything is well."""
+        failed = [Problem(check.name, check.message) for check in self.checks if not check.ok]
+        if self.problems or failed:
+            hint = next((check.hint for check in self.checks if not check.ok and check.hint), "")
+            raise WrongInput("create the VM", problems=(*self.problems, *failed), hint=hint)
+
+
+def require_ok(planned: PlannedBuild) -> None:
+    planned.require_ok()
+
+
+def plan_build(
+    session: Session, config: Config, request: BuildRequest, *, find_volume: FindVolume | None = None
+) -> PlannedBuild:
+    """Plan a build and check it against the cluster as it is now; reads only."""
+    problems: list[Problem] = []
+    if not names.is_vm_name(request.name):
+        rule = "lower-case letters, digits and inner hyphens, at most 63"
+        problems.append(Problem("name", f"{request.name[:80]!r} is not a valid host name: {rule}"))
+    profile = session.execute(select(Profile).where(Profile.name == request.profile)).scalar_one_or_none()
+    if profile is None:
+        problems.append(Problem("profile", f"there is no profile {request.profile[:80]!r}"))
+        return PlannedBuild({}, {}, (), tuple(problems))
+    plan, secrets = _draft(profile, request, problems)
+    candidates = load_candidates(session)
+    node = choose_node(candidates, plan, config.node.reserved_memory_mib)
+    if node is not None:
+        _settle_on(node, plan, problems)
+    checks = check_plan(session, plan, node, candidates, config.node.reserved_memory_mib, find_volume)
+    outcomes = tuple(replace(check, hint="") if check.ok else check for check in checks)
+    return PlannedBuild(plan, secrets, outcomes, tuple(problems))
+
+
+def _draft(profile: Profile, request: BuildRequest, problems: list[Problem]) -> tuple[Json, Json]:
+    """The plan as far as it does not depend on a node."""
+    declaration = Declaration.from_dict(profile.script.declaration)
+    values, texts, wrong = declarations.type_arguments(declaration, (*profile.arguments, *request.arguments))
+    problems.extend(wrong)
+    arguments, secrets = declarations.split_secrets(declaration, values)
+    template = profile.network_template
+    plan: Json = {
+        "version": PLAN_VERSION,
+        "vm": {"name": request.name, "uuid": str(uuid.uuid4()), "id": names.vm_number(request.name)},
+        "profile": profile.name,
+        "node": "",
+        "define": request.define,
+        "start": request.start and request.define,
+        "script": {
+            "name": profile.script.name,
+            "source": profile.script.script,
+            "sha256": declaration.sha256,
+            "declaration": profile.script.declaration,
+        },
+        "arguments": arguments,
+        "argument_texts": {name: text for name, text in texts.items() if name not in secrets},
+        "system": {name: getattr(profile.system_template, name) for name in SYSTEM_FIELDS},
+        "mac_template": template.mac_template if template else None,
+        "networks": [{"vni": net.vni} for net in template.networks] if template else [],
+        "volumes": _volumes(request.name, profile.storage_template.disks if profile.storage_template else []),
+        "userdata": profile.userdata.userdata if profile.userdata else None,
+        "domain": {},
+    }
+    return plan, secrets
+
+
+def _volumes(vm: str, disks: Sequence[StorageTemplateDisk]) -> list[Json]:
+    return [
+        {
+            "pool": disk.pool,
+            "volume": names.volume_name(vm, disk.disk_id),
+            "disk_id": disk.disk_id,
+            "size_bytes": disk.disk_size_gb * GIB if disk.disk_size_gb else None,
+            "filesystem": disk.filesystem,
+            "filesystem_args": list(disk.filesystem_args),
+            "mountpoint": disk.mountpoint,
+            "source_volume": disk.source_volume,
+        }
+        for disk in sorted(disks, key=lambda disk: names.disk_order(disk.disk_id))
+    ]
+
+
+def _settle_on(node: Candidate, plan: Json, problems: list[Problem]) -> None:
+    """Fill in what the chosen node decides: bridges, addresses, the domain's defaults."""
+    plan["node"] = node.name
+    vm, template = plan["vm"], plan["mac_template"]
+    for index, network in enumerate(plan["networks"]):
+        known: Any = node.networks.get(network["vni"], {})
+        network["bridge"] = known.get("bridge") or names.bridge_name(network["vni"])
+        network["user"] = bool(known.get("user"))
+        try:
+            network["mac"] = names.mac_address(template, vm["name"], vm["uuid"], index)
+        except ValueError as exc:
+            problems.append(Problem(f"networks[{index}].mac", str(exc)))
+    system = plan["system"]
+    plan["domain"] = {
+        **node.capabilities["domain"],
+        "architecture": node.architecture,
+        "memory_mib": system["vram_mb"],
+        "vcpus": system["vcpu_count"],
+        "serial": system["serial"],
+        "vnc": system["vnc"],
+        "vnc_bind": system["vnc_bind"] or "127.0.0.1",
+    }
