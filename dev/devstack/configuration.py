@@ -1,0 +1,72 @@
+"""The configuration files of a stack's daemons: one for the node daemon and root, one for the API's user."""
+
+import os
+import pwd
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from devstack import libvirt
+from devstack.state import State, write_private
+
+NODE = "hv1"
+POOL = "vms"
+API_USER = "nobody"
+SECRETS = ("database", "queue")
+
+
+def write_configuration(state: State) -> None:
+    """Write both files, and the API's own copies of the secrets; safe to repeat."""
+    pool = state / "pools" / POOL
+    for directory in (pool.parent, pool):
+        directory.mkdir(mode=0o711, exist_ok=True)
+    (state / "node").mkdir(mode=0o711, exist_ok=True)
+    secrets = {name: state.secret(name) for name in SECRETS}
+    account = pwd.getpwnam(API_USER)
+    owner = (account.pw_uid, account.pw_gid)
+    own = state / "api"
+    own.mkdir(mode=0o700, exist_ok=True)
+    os.chown(own, *owner)
+    for name, secret in secrets.items():
+        write_private(own / f"{name}.password", f"{secret}\n", owner)
+    write_private(own / "pvc.conf", _text(document(state, str(own))), owner)
+    write_private(state.configuration, _text(document(state, str(state.path))))
+
+
+def document(state: State, secrets: str) -> dict[str, Any]:
+    """The configuration, with password files in the directory `secrets`, and the stack's overrides."""
+    settings = state.settings()
+    ports = settings["ports"]
+    generated = {
+        "cluster": {"name": "dev"},
+        "node": {"name": NODE},
+        "database": {"port": ports["postgresql"], "password_file": f"{secrets}/database.password"},
+        "queue": {"port": ports["redis"], "password_file": f"{secrets}/queue.password"},
+        "api": {
+            "listen": {"address": "127.0.0.1", "port": ports["api"]},
+            "authentication": {"token_file": str(state.token_file)},
+        },
+        "hypervisor": {"libvirt_uri": libvirt.uri(state), "console_directory": str(state / "console")},
+        "sandbox": {"hidden_paths": [str(state.path)]},
+        "storage": {"pools": {POOL: {"driver": "directory", "path": str(state / "pools" / POOL)}}},
+        "networks": {"upstream": {"user": True}},
+        "state_directory": str(state / "node"),
+    }
+    return merged(generated, settings["overrides"])
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` wins, section by section."""
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    return (
+        "# Written by dev/stack up; change it with `dev/stack up --set SECTION.KEY=VALUE`.\n"
+        + yaml.safe_dump(dict(content), sort_keys=False)
+    )

@@ -1,0 +1,126 @@
+"""libvirtd and virtlogd in mount namespaces of their own, where their directories are the stack's.
+
+So they collide with no libvirt that is already there, and their mounts vanish with them. From outside, the
+socket below the state directory leads to them. Pools and console logs have one path inside and outside.
+"""
+
+from pathlib import Path
+
+from devstack.service import Launch, Service
+from devstack.state import State
+from pvccommon.errors import PvcError
+from pvccommon.run import CommandFailed, run
+
+# What the daemons see at /run and so on is this, below `<state>/libvirt`.
+BINDS = ("run", "var/lib/libvirt", "etc/libvirt", "var/log/libvirt", "var/cache/libvirt")
+BIND_AND_EXEC = 'root=$1; shift; for d in $BINDS; do mount --bind "$root/$d" "/$d" || exit 1; done; exec "$@"'
+
+LIBVIRTD_CONF = """\
+# Only root reaches the sockets; no network.
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+unix_sock_group = "root"
+unix_sock_ro_perms = "0700"
+unix_sock_rw_perms = "0700"
+unix_sock_admin_perms = "0700"
+log_outputs = "3:stderr"
+host_uuid = "{host_uuid}"
+"""
+
+QEMU_CONF = """\
+user = "libvirt-qemu"
+group = "kvm"
+# libvirtd gives a volume to QEMU's user while the VM runs, and to root afterwards.
+dynamic_ownership = 1
+remember_owner = 0
+security_driver = "none"
+# These need a cgroup and /dev arrangement that machines without systemd do not have.
+cgroup_controllers = []
+namespaces = []
+# Serial consoles go through virtlogd, which limits their size.
+stdio_handler = "logd"
+vnc_listen = "127.0.0.1"
+"""
+
+# A guest cannot fill the disk with its console.
+VIRTLOGD_CONF = """\
+log_outputs = "3:stderr"
+max_size = 2097152
+max_backups = 3
+"""
+
+
+def root(state: State) -> Path:
+    return state / "libvirt"
+
+
+def uri(state: State) -> str:
+    return f"qemu+unix:///system?socket={root(state)}/run/libvirt/libvirt-sock"
+
+
+class LibvirtDaemon(Service):
+    """What virtlogd and libvirtd share."""
+
+    def prepare(self) -> None:
+        for name in BINDS:
+            (root(self.state) / name).mkdir(mode=0o755, parents=True, exist_ok=True)
+        (root(self.state) / "run/lock").mkdir(exist_ok=True)
+        (self.state / "console").mkdir(mode=0o755, exist_ok=True)
+        settings = root(self.state) / "etc/libvirt"
+        (settings / "libvirtd.conf").write_text(
+            LIBVIRTD_CONF.format(host_uuid=self.state.settings()["host_uuid"])
+        )
+        (settings / "qemu.conf").write_text(QEMU_CONF)
+        (settings / "virtlogd.conf").write_text(VIRTLOGD_CONF)
+
+    def launch(self) -> Launch:
+        inner = ["/bin/sh", "-c", BIND_AND_EXEC, self.name, str(root(self.state)), f"/usr/sbin/{self.name}"]
+        return Launch(
+            ["unshare", "--mount", "--propagation", "private", "--", *inner], env={"BINDS": " ".join(BINDS)}
+        )
+
+
+class Virtlogd(LibvirtDaemon):
+    name = "virtlogd"
+
+    def check_ready(self) -> None:
+        self._admin("virtlogd:///system", "virtlogd-admin-sock")
+
+    def address(self) -> str:
+        return str(root(self.state) / "run/libvirt/virtlogd-sock")
+
+    def _admin(self, daemon: str, socket: str) -> None:
+        connection = f"{daemon}?socket={root(self.state)}/run/libvirt/{socket}"
+        run(["virt-admin", "-c", connection, "server-list"], timeout_s=10)
+
+
+class Libvirtd(LibvirtDaemon):
+    name = "libvirtd"
+    ready_timeout_s = 60
+
+    def check_ready(self) -> None:
+        self._virsh("version", "--daemon")
+
+    def before_stop(self) -> None:
+        """Powers every VM off; the definitions stay with the rest of the state."""
+        try:
+            names = self._virsh(
+                "list", "--state-running", "--state-paused", "--state-other", "--uuid"
+            ).split()
+        except PvcError:
+            return  # a libvirtd that does not answer: its QEMU processes are ended as strays
+        for name in names:
+            self._destroy(name)
+
+    def address(self) -> str:
+        return uri(self.state)
+
+    def _destroy(self, name: str) -> None:
+        try:
+            self._virsh("destroy", name)
+        except CommandFailed as exc:
+            if "domain is not running" not in exc.stderr:
+                raise
+
+    def _virsh(self, *words: str) -> str:
+        return run(["virsh", "-q", "-c", uri(self.state), *words], timeout_s=30).stdout
