@@ -1,0 +1,71 @@
+"""Working inside a mounted root directory."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+from vmbuilder.command import run
+
+# What programs of the target find there. Bound with everything below them: in a user namespace the kernel
+# refuses a bind that would uncover what a mount hides.
+_BOUND: Final = ("/proc", "/sys", "/dev")
+
+_POLICY: Final = "#!/bin/sh\n# A build must not start services.\nexit 101\n"
+
+
+@contextmanager
+def system_mounts(root: str | os.PathLike[str]) -> Iterator[None]:
+    """/proc, /sys and /dev of the sandbox, and an empty /run, inside `root` while the block runs."""
+    with ExitStack() as undo:
+        for path in _BOUND:
+            place = Path(root, path.lstrip("/"))
+            place.mkdir(exist_ok=True)
+            run(["mount", "--rbind", path, place], timeout_s=30)
+            undo.callback(_unmount, place)
+            run(["mount", "--make-rslave", place], timeout_s=30)
+        place = Path(root, "run")
+        place.mkdir(exist_ok=True)
+        run(["mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", place], timeout_s=30)
+        undo.callback(_unmount, place)
+        yield
+
+
+@contextmanager
+def no_services(root: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep package scripts run inside `root` from starting services."""
+    policy = Path(root, "usr/sbin/policy-rc.d")
+    if policy.exists():
+        yield
+        return
+    policy.write_text(_POLICY)
+    policy.chmod(0o755)
+    try:
+        yield
+    finally:
+        policy.unlink(missing_ok=True)
+
+
+@contextmanager
+def entered(root: str | os.PathLike[str]) -> Iterator[None]:
+    """Make `root` this process's root directory while the block runs. May be nested.
+
+    Modules not imported before are looked for inside. Prefer run(…, chroot=root), which needs no such care.
+    """
+    old_root = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    old_directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.chroot(root)
+        os.chdir("/")
+        yield
+    finally:
+        os.fchdir(old_root)
+        os.chroot(".")
+        os.fchdir(old_directory)
+        os.close(old_root)
+        os.close(old_directory)
+
+
+def _unmount(place: Path) -> None:
+    run(["umount", "--recursive", place], timeout_s=30)

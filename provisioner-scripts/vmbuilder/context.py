@@ -1,0 +1,108 @@
+"""What the worker tells a script about the VM it builds: the part of the frozen plan that concerns it."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PlanVolume:
+    """One disk of the VM. `filesystem` None: stays blank. `source_volume`: a clone of that volume."""
+
+    pool: str
+    volume: str
+    disk_id: str
+    size_bytes: int
+    filesystem: str | None = None
+    filesystem_args: tuple[str, ...] = ()
+    mountpoint: str | None = None
+    source_volume: str | None = None
+
+
+@dataclass(frozen=True)
+class PlanNetwork:
+    """One network interface of the VM; `vni` names its network."""
+
+    vni: str
+    mac: str
+    bridge: str = ""
+
+
+@dataclass(frozen=True)
+class DomainSettings:
+    """The machine: what the system template and the node decide."""
+
+    type: str = "kvm"
+    machine: str = "q35"
+    cpu_mode: str = "host-passthrough"
+    firmware: str = "bios"
+    memory_mib: int = 1024
+    vcpus: int = 1
+    serial: bool = True
+    vnc: bool = False
+    vnc_bind: str | None = None
+    architecture: str = "x86_64"
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything a script is told. `vm_data` is the script's own copy and may be changed by it."""
+
+    vm_name: str
+    vm_id: int = 0
+    vm_uuid: uuid.UUID = field(default_factory=uuid.uuid4)
+    vm_profile: str = ""
+    vm_data: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    userdata: str | None = None
+    api_version: int | None = None
+    volumes: tuple[PlanVolume, ...] = ()
+    networks: tuple[PlanNetwork, ...] = ()
+    domain: DomainSettings = field(default_factory=DomainSettings)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Context":
+        """Read the worker's "load" message. Keys this version does not know are ignored."""
+        simple = {
+            key: document[key]
+            for key in ("vm_name", "vm_id", "vm_profile", "userdata", "api_version")
+            if document.get(key) is not None
+        }
+        if document.get("vm_uuid"):
+            simple["vm_uuid"] = uuid.UUID(str(document["vm_uuid"]))
+        return cls(
+            **simple,
+            vm_data=dict(document.get("vm_data") or {}),
+            arguments=dict(document.get("arguments") or {}),
+            volumes=tuple(_volume(item) for item in document.get("volumes") or ()),
+            networks=tuple(_network(item) for item in document.get("networks") or ()),
+            domain=DomainSettings(**_known(DomainSettings, document.get("domain") or {})),
+        )
+
+
+def filesystem_arguments(text_or_items: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Arguments for mkfs from the plan's spelling: "-L=root -m 1" or its words; "-L=root" becomes -L root."""
+    words = text_or_items.split() if isinstance(text_or_items, str) else list(text_or_items or ())
+    result: list[str] = []
+    for word in words:
+        option, equals, value = word.partition("=")
+        result += [option, value] if word.startswith("-") and equals else [word]
+    return tuple(result)
+
+
+def _volume(item: Mapping[str, Any]) -> PlanVolume:
+    values = _known(PlanVolume, item)
+    values["filesystem_args"] = filesystem_arguments(item.get("filesystem_args"))
+    return PlanVolume(**values)
+
+
+def _network(item: Mapping[str, Any]) -> PlanNetwork:
+    values = _known(PlanNetwork, item)
+    return PlanNetwork(**{**values, "vni": str(values["vni"]), "bridge": values.get("bridge") or ""})
+
+
+def _known(kind: type, item: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `item` that are fields of the dataclass `kind`."""
+    return {name: item[name] for name in kind.__dataclass_fields__ if name in item}  # type:
+    ignore[attr - defined]

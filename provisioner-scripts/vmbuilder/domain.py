@@ -1,0 +1,150 @@
+"""The libvirt domain document of a VM, made from its context.
+
+Disks and networks are named symbolically (pool and volume, VNI); the worker checks the document against
+libvirt's schema and its own policy, and then puts in what they are on its node.
+https://libvirt.org/formatdomain.html
+"""
+
+import re
+from typing import Final
+
+from lxml import etree
+
+from vmbuilder.context import Context, DomainSettings, PlanNetwork, PlanVolume
+
+_DISK_ID: Final = re.compile(r"([svh]d|xvd)([a-z]+)")
+_BUS_OF_PREFIX: Final = {"sd": "scsi", "vd": "virtio", "hd": "sata", "xvd": "xen"}
+
+
+def domain_xml(context: Context) -> str:
+    """Return the domain document: q35, virtio devices, serial console, guest agent, BIOS or UEFI."""
+    settings = context.domain
+    domain = etree.Element("domain", type=settings.type)
+    _add(domain, "name", context.vm_name)
+    _add(domain, "uuid", str(context.vm_uuid))
+    _add(domain, "description", f"Built from profile {context.vm_profile}")
+    _add(domain, "memory", str(settings.memory_mib), unit="MiB")
+    _add(domain, "currentMemory", str(settings.memory_mib), unit="MiB")
+    _add(domain, "vcpu", str(settings.vcpus), placement="static")
+    boot_disk = _disk_to_name_for_boot(context.volumes)
+    _add_firmware(domain, settings, boot_first_disk=boot_disk is None)
+    features = _add(domain, "features")
+    _add(features, "acpi")
+    _add(features, "apic")
+    _add_cpu(domain, settings)
+    _add_clock(domain)
+    _add(domain, "on_poweroff", "destroy")
+    _add(domain, "on_reboot", "restart")
+    _add(domain, "on_crash", "restart")
+    devices = _add(domain, "devices")
+    for volume in context.volumes:
+        _add_disk(devices, volume, boot=volume.disk_id == boot_disk)
+    _add(devices, "controller", type="scsi", index="0", model="virtio-scsi")
+    for network in context.networks:
+        _add_interface(devices, network)
+    _add_consoles(devices, settings)
+    _add_guest_helpers(devices)
+    etree.indent(domain, space="  ")
+    text: str = etree.tostring(domain, encoding="unicode")
+    return text + "\n"
+
+
+def disk_index(disk_id: str) -> int:
+    """Place of a disk by its letters, from 0: sda 0, sdz 25, sdaa 26. Raises ValueError for other names."""
+    match = _DISK_ID.fullmatch(disk_id)
+    if not match:
+        raise ValueError(f"disk id {disk_id!r}: expected a name like sda or vda")
+    number = 0
+    for letter in match[2]:
+        number = number * 26 + ord(letter) - ord("a") + 1
+    return number - 1
+
+
+def disk_bus(disk_id: str) -> str:
+    """Bus of a disk by the first letters of its name."""
+    match = _DISK_ID.fullmatch(disk_id)
+    return _BUS_OF_PREFIX[match[1]] if match else "scsi"
+
+
+def _add(parent: etree._Element, tag: str, text: str | None = None, /, **attributes: str) -> etree._Element:
+    """Append an element and return it."""
+    element = etree.SubElement(parent, tag, attributes)
+    element.text = text
+    return element
+
+
+def _disk_to_name_for_boot(volumes: tuple[PlanVolume, ...]) -> str | None:
+    """The root disk when it is not the first one, which the firmware would not find by itself."""
+    ordered = sorted(volumes, key=lambda volume: (len(volume.disk_id), volume.disk_id))
+    roots = [volume.disk_id for volume in ordered if volume.mountpoint == "/"]
+    return roots[0] if roots and ordered[0].disk_id != roots[0] else None
+
+
+def _add_firmware(domain: etree._Element, settings: DomainSettings, *, boot_first_disk: bool) -> None:
+    uefi = settings.firmware == "uefi"
+    os_element = _add(domain, "os", **({"firmware": "efi"} if uefi else {}))
+    _add(os_element, "type", "hvm", arch=settings.architecture, machine=settings.machine)
+    if uefi:
+        # The boot loader our builders install is not signed, so firmware that insists on a signature is no
+        # use.
+        firmware = _add(os_element, "firmware")
+        _add(firmware, "feature", enabled="no", name="enrolled-keys")
+        _add(firmware, "feature", enabled="no", name="secure-boot")
+    if boot_first_disk:
+        _add(os_element, "boot", dev="hd")
+
+
+def _add_cpu(domain: etree._Element, settings: DomainSettings) -> None:
+    # The topology is spelled out because clients change the number of vCPUs by editing its cores.
+    cpu = _add(domain, "cpu", mode=settings.cpu_mode, check="none")
+    _add(cpu, "topology", sockets="1", cores=str(settings.vcpus), threads="1")
+
+
+def _add_clock(domain: etree._Element) -> None:
+    clock = _add(domain, "clock", offset="utc")
+    _add(clock, "timer", name="rtc", tickpolicy="catchup")
+    _add(clock, "timer", name="pit", tickpolicy="delay")
+    _add(clock, "timer", name="hpet", present="no")
+
+
+def _add_disk(devices: etree._Element, volume: PlanVolume, *, boot: bool) -> None:
+    disk = _add(devices, "disk", type="volume", device="disk")
+    _add(disk, "driver", name="qemu", discard="unmap")
+    _add(disk, "source", pool=volume.pool, volume=volume.volume)
+    _add(disk, "target", dev=volume.disk_id, bus=disk_bus(volume.disk_id))
+    if boot:
+        _add(disk, "boot", order="1")
+    if disk_bus(volume.disk_id) == "scsi":
+        # One controller takes all of them; left alone, libvirt adds another (of another model) after the
+        # seventh.
+        unit = str(disk_index(volume.disk_id))
+        _add(disk, "address", type="drive", controller="0", bus="0", target="0", unit=unit)
+
+
+def _add_interface(devices: etree._Element, network: PlanNetwork) -> None:
+    interface = _add(devices, "interface", type="network")
+    _add(interface, "mac", address=network.mac)
+    _add(interface, "source", network=network.vni)
+    _add(interface, "model", type="virtio")
+
+
+def _add_consoles(devices: etree._Element, settings: DomainSettings) -> None:
+    if settings.serial:
+        serial = _add(devices, "serial", type="pty")
+        _add(serial, "target", port="0")
+        console = _add(devices, "console", type="pty")
+        _add(console, "target", type="serial", port="0")
+    if settings.vnc:
+        bind = settings.vnc_bind or "127.0.0.1"
+        graphics = _add(devices, "graphics", type="vnc", port="-1", autoport="yes", listen=bind)
+        _add(graphics, "listen", type="address", address=bind)
+        _add(_add(devices, "video"), "model", type="vga")
+        _add(devices, "input", type="tablet", bus="usb")
+    _add(devices, "controller", type="usb", index="0", model="qemu-xhci" if settings.vnc else "none")
+
+
+def _add_guest_helpers(devices: etree._Element) -> None:
+    channel = _add(devices, "channel", type="unix")
+    _add(channel, "target", type="virtio", name="org.qemu.guest_agent.0")
+    _add(_add(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
+    _add(_add(devices, "memballoon", model="virtio"), "stats", period="10")

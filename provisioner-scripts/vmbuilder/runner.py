@@ -1,0 +1,159 @@
+"""The main program inside the sandbox: load one builder script and run its stages when the worker says so.
+
+    worker → {"type":"load","script":"…","context":{…}}   answer: done or failed, stage "load"
+    worker → {"type":"stage","stage":"setup"}             answer: done (create: with the domain document) or
+    failed worker → {"type":"exit"}
+
+The script is imported here and nowhere else. Nothing in this process is trusted by the worker.
+"""
+
+import linecache
+import os
+import sys
+import traceback
+import types
+from collections.abc import Callable
+from typing import Any, Final
+
+from vmbuilder import log
+from vmbuilder.builder import VMBuilder
+from vmbuilder.channel import Channel, ChannelClosed, JsonObject
+from vmbuilder.context import Context
+from vmbuilder.errors import ProvisioningError, ValidationError
+from vmbuilder.version import API_VERSION, OLDEST_API_VERSION
+
+STAGES: Final = ("setup", "create", "prepare", "install", "cleanup")
+DESCRIPTOR_VARIABLE: Final = "PVC_CHANNEL_FD"
+
+_MODULE: Final = "installer_script"
+_FILE: Final = "builder_script.py"
+_TRACEBACK_LIMIT: Final = 100_000
+
+
+def main() -> int:
+    """Serve the worker until it says exit or goes away."""
+    log.open_log()
+    descriptor = os.environ.pop(DESCRIPTOR_VARIABLE, "")
+    if not descriptor.isdecimal():
+        log.write(
+            log.Level.ERROR, f"vmbuilder.runner is started by the worker, with {DESCRIPTOR_VARIABLE} set"
+        )
+        return 2
+    os.umask(0o022)
+    os.chdir("/")
+    try:
+        Runner(Channel.from_descriptor(int(descriptor))).serve()
+    except ChannelClosed as exc:
+        log.write(log.Level.ERROR, f"build runner stopped: {exc}")
+        return 1
+    return 0
+
+
+class Runner:
+    """Holds the script's object between the messages."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._builder: VMBuilder | None = None
+        self._pid = os.getpid()
+
+    def serve(self) -> None:
+        """Answer messages until the worker says exit or closes the channel."""
+        while (message := self._channel.receive()) is not None and message["type"] != "exit":
+            if message["type"] == "load":
+                self._answer("load", lambda message=message: self._load(message))  # type: ignore[misc]
+            elif message["type"] == "stage" and message.get("stage") in STAGES:
+                stage = message["stage"]
+                self._answer(stage, lambda stage=stage: self._run_stage(stage))  # type: ignore[misc]
+            else:
+                raise ChannelClosed(f"unknown message {message['type']!r}")
+
+    def _answer(self, stage: str, action: Callable[[], JsonObject | None]) -> None:
+        """Do the work of one message and send its outcome; every exception of the script ends here."""
+        try:
+            result = action()
+        except ChannelClosed:
+            raise
+        except BaseException as exc:  # a script may also call sys.exit()
+            self._end_stray_child()
+            self._channel.send({"type": "failed", "stage": stage, "error": describe(exc)})
+            return
+        self._end_stray_child()
+        self._channel.send({"type": "done", "stage": stage, "result": result})
+
+    def _end_stray_child(self) -> None:
+        """A child that the script forked, and that has come back here, must not go on as a second runner."""
+        if os.getpid() != self._pid:
+            os._exit(0)
+
+    def _load(self, message: JsonObject) -> None:
+        context = Context.from_json(message.get("context") or {})
+        self._builder = make_builder(str(message.get("script") or ""), context, self._channel)
+
+    def _run_stage(self, stage: str) -> JsonObject | None:
+        if self._builder is None:
+            raise ProvisioningError("no script was loaded")
+        result = getattr(self._builder, stage)()
+        if stage != "create":
+            return None
+        if not isinstance(result, str):
+            raise ProvisioningError(
+                f"create() must return the domain document as text, not {type(result).__name__}"
+            )
+        return {"domain_xml": result}
+
+
+def make_builder(source: str, context: Context, channel: Channel | None = None) -> VMBuilder:
+    """Import the script's source and make its object. Raises whatever the script raises."""
+    module = load_module(source)
+    script_class = getattr(module, "VMBuilderScript", None)
+    if not isinstance(script_class, type) or not issubclass(script_class, VMBuilder):
+        raise ValidationError("the script has no class VMBuilderScript derived from VMBuilder")
+    check_api_version(script_class.api_version)
+    builder = script_class.__new__(script_class)
+    builder.attach(context, channel)
+    # Calling __init__ by itself gives a script's own constructor the plan and the log from its first line.
+    builder.__init__(  # type: ignore[misc]
+        vm_name=context.vm_name, vm_id=context.vm_id, vm_profile=context.vm_profile, vm_data=context.vm_data
+    )
+    return builder
+
+
+def load_module(source: str) -> types.ModuleType:
+    """Execute a script's source as a module. Its lines are remembered so that tracebacks can show them."""
+    module = types.ModuleType(_MODULE)
+    module.__file__ = _FILE
+    linecache.cache[_FILE] = (len(source), None, source.splitlines(keepends=True), _FILE)
+    sys.modules[_MODULE] = module
+    exec(compile(source, _FILE, "exec", dont_inherit=True), module.__dict__)
+    return module
+
+
+def check_api_version(version: int | None) -> None:
+    """Refuse a script written for an interface this package does not have; None: a script of the old kind."""
+    if version is not None and not OLDEST_API_VERSION <= version <= API_VERSION:
+        known = " to ".join(dict.fromkeys((str(OLDEST_API_VERSION), str(API_VERSION))))
+        raise ValidationError(f"the script needs api_version {version}; this node offers {known}")
+
+
+def describe(exc: BaseException) -> dict[str, Any]:
+    """An exception as the protocol's error object, with the script's own part of the traceback."""
+    message = "the script called exit()" if isinstance(exc, SystemExit) else str(exc)
+    return {
+        "class": type(exc).__name__,
+        "message": message or type(exc).__name__,
+        "traceback": _script_traceback(exc)[-_TRACEBACK_LIMIT:],
+    }
+
+
+def _script_traceback(exc: BaseException) -> str:
+    """The formatted traceback from the first frame of the script on (all of it when there is none)."""
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename != _FILE:
+        trace = trace.tb_next
+    shown = exc.with_traceback(trace) if trace is not None else exc
+    return "".join(traceback.format_exception(shown))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
