@@ -13,7 +13,21 @@ from pvccommon.run import CommandFailed, run
 
 # What the daemons see at /run and so on is this, below `<state>/libvirt`.
 BINDS = ("run", "var/lib/libvirt", "etc/libvirt", "var/log/libvirt", "var/cache/libvirt")
-BIND_AND_EXEC = 'root=$1; shift; for d in $BINDS; do mount --bind "$root/$d" "/$d" || exit 1; done; exec "$@"'
+# libvirtd probes QEMU again at every call (4 s) when QEMU's user has no access to a /dev/kvm that the probe
+# could open, so both get the same: a node for group kvm where the CPU has KVM, else a file that is no device.
+# The tmpfs that holds it belongs to the namespace.
+ENTER = """\
+root=$1; kvm=$2; shift 2
+for d in $BINDS; do mount --bind "$root/$d" "/$d" || exit 1; done
+if [ -e /dev/kvm ]; then
+    mount -t tmpfs -o mode=0755 kvm "$root/dev" || exit 1
+    if [ "$kvm" = yes ]; then mknod "$root/dev/kvm" c 10 232; else touch "$root/dev/kvm"; fi || exit 1
+    chgrp kvm "$root/dev/kvm"
+    if [ "$kvm" = yes ]; then chmod 0660 "$root/dev/kvm"; else chmod 0000 "$root/dev/kvm"; fi
+    mount --bind "$root/dev/kvm" /dev/kvm || exit 1
+fi
+exec "$@"
+"""
 
 LIBVIRTD_CONF = """\
 # Only root reaches the sockets; no network.
@@ -58,13 +72,20 @@ def uri(state: State) -> str:
     return f"qemu+unix:///system?socket={root(state)}/run/libvirt/libvirt-sock"
 
 
+def cpu_has_kvm() -> bool:
+    """Intel's or AMD's virtualisation flag; /dev/kvm may be there without it, and no guest gets anywhere."""
+    words = Path("/proc/cpuinfo").read_text().split()
+    return "vmx" in words or "svm" in words
+
+
 class LibvirtDaemon(Service):
     """What virtlogd and libvirtd share."""
 
     def prepare(self) -> None:
         for name in BINDS:
             (root(self.state) / name).mkdir(mode=0o755, parents=True, exist_ok=True)
-        (root(self.state) / "run/lock").mkdir(exist_ok=True)
+        for name in ("run/lock", "dev"):
+            (root(self.state) / name).mkdir(exist_ok=True)
         (self.state / "console").mkdir(mode=0o755, exist_ok=True)
         settings = root(self.state) / "etc/libvirt"
         (settings / "libvirtd.conf").write_text(
@@ -74,10 +95,10 @@ class LibvirtDaemon(Service):
         (settings / "virtlogd.conf").write_text(VIRTLOGD_CONF)
 
     def launch(self) -> Launch:
-        inner = ["/bin/sh", "-c", BIND_AND_EXEC, self.name, str(root(self.state)), f"/usr/sbin/{self.name}"]
-        return Launch(
-            ["unshare", "--mount", "--propagation", "private", "--", *inner], env={"BINDS": " ".join(BINDS)}
-        )
+        kvm = "yes" if cpu_has_kvm() else "no"
+        inside = ["/bin/sh", "-c", ENTER, self.name, str(root(self.state)), kvm, f"/usr/sbin/{self.name}"]
+        namespace = ["unshare", "--mount", "--propagation", "private", "--"]
+        return Launch([*namespace, *inside], env={"BINDS": " ".join(BINDS)})
 
 
 class Virtlogd(LibvirtDaemon):
