@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 
@@ -102,7 +102,6 @@ def _network(item: Mapping[str, Any]) -> PlanNetwork:
     return PlanNetwork(**{**values, "vni": str(values["vni"]), "bridge": values.get("bridge") or ""})
 
 
-def _known(kind: type, item: Mapping[str, Any]) -> dict[str, Any]:
+def _known(kind: Any, item: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of `item` that are fields of the dataclass `kind`."""
-    return {name: item[name] for name in kind.__dataclass_fields__ if name in item}  # type:
-    ignore[attr - defined]
+    return {field.name: item[field.name] for field in fields(kind) if field.name in item}

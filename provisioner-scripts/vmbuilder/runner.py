@@ -13,6 +13,7 @@ import sys
 import traceback
 import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from vmbuilder import log
@@ -61,10 +62,9 @@ class Runner:
         """Answer messages until the worker says exit or closes the channel."""
         while (message := self._channel.receive()) is not None and message["type"] != "exit":
             if message["type"] == "load":
-                self._answer("load", lambda message=message: self._load(message))  # type: ignore[misc]
+                self._answer("load", partial(self._load, message))
             elif message["type"] == "stage" and message.get("stage") in STAGES:
-                stage = message["stage"]
-                self._answer(stage, lambda stage=stage: self._run_stage(stage))  # type: ignore[misc]
+                self._answer(message["stage"], partial(self._run_stage, message["stage"]))
             else:
                 raise ChannelClosed(f"unknown message {message['type']!r}")
 

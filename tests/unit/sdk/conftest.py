@@ -1,0 +1,6 @@
+"""Makes worker_end importable: tests are collected without touching the import path."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
