@@ -1,0 +1,152 @@
+"""Images as plain files: qemu-storage-daemon's FUSE export, with nothing to clean up.
+
+The daemon gets a mount namespace of its own and mounts the export there, over the file it is told to use;
+we open it through /proc/<pid>/root. No other process ever sees the mount, and the kernel drops it with the
+daemon, which in turn gets SIGKILL when our process dies. There is no mount point to make or remove.
+"""
+
+import json
+import logging
+import os
+import select
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import IO, Any
+
+from pvccommon.errors import EnvironmentFault
+from pvccommon.run import SAFE_PATH, end_process_group
+from pvccommon.storage.faults import os_errors, qemu_fault
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 60.0  # it writes its caches first
+NODE = "volume"
+
+# The shell closes a gap: a parent that died before setpriv had asked for the signal would never be missed.
+WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private")
+IF_PARENT_LIVES = ("sh", "-c", '[ "$PPID" = "$1" ] || exit 1; shift; exec "$@"', "sh")
+
+
+@contextmanager
+def open_export(
+    image: Mapping[str, Any], what: str, *, read_only: bool = False, mountpoint: str = __file__
+) -> Iterator[int]:
+    """A descriptor of a file with the raw content of an image, until the context ends or the process dies.
+
+    `image` is QEMU's description (BlockdevOptions in QAPI) without "node-name"; any driver will do.
+    `mountpoint` is any existing regular file; only the daemon sees it covered. Everything opened through
+    the descriptor (a loop device) must be closed before the context ends. `what` is named in errors. Raises
+    Busy when the image is locked by another user.
+    """
+    with _daemon(_command(image, read_only, mountpoint), what) as process:
+        with os_errors(what):
+            fd = os.open(
+                f"/proc/{process.pid}/root{mountpoint}",
+                (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC,
+            )
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def _command(image: Mapping[str, Any], read_only: bool, mountpoint: str) -> list[str]:
+    export = {
+        "type": "fuse",
+        "id": NODE,
+        "node-name": NODE,
+        "mountpoint": mountpoint,
+        "writable": not read_only,
+        "allow-other": "off",
+    }
+    return [
+        "qemu-storage-daemon",
+        "--blockdev", json.dumps({**image, "node-name": NODE}),
+        "--export", json.dumps(export),
+        # Options are carried out in order: the monitor greets when the export stands.
+        "--chardev", "stdio,id=monitor",
+        "--monitor", "monitor",
+    ]  # fmt: skip
+
+
+@contextmanager
+def _daemon(command: list[str], what: str) -> Iterator[subprocess.Popen[bytes]]:
+    with tempfile.TemporaryFile() as errors:
+        keeper = _Keeper([*WITH_PARENT, *IF_PARENT_LIVES, str(os.getpid()), *command], errors)
+        process = keeper.launch(what)
+        try:
+            _wait_until_ready(process, errors, what)
+            yield process
+        except BaseException:
+            end_process_group(process, grace_s=STOP_TIMEOUT_S)
+            raise
+        _stop(process, errors, what)
+
+
+class _Keeper:
+    """A thread that starts the daemon and lives as long.
+
+    The parent-death signal is sent when the *thread* that forked ends, not its process: prctl(2).
+    """
+
+    def __init__(self, command: list[str], errors: IO[bytes]) -> None:
+        self._command = command
+        self._errors = errors
+        self._launched = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._error: OSError | None = None
+
+    def launch(self, what: str) -> subprocess.Popen[bytes]:
+        """Start the daemon; the caller ends and reaps it."""
+        threading.Thread(target=self._keep, name="storage-export", daemon=True).start()
+        self._launched.wait()
+        if self._process is None:
+            raise EnvironmentFault(what, f"cannot start: {self._error}", "is util-linux installed?")
+        return self._process
+
+    def _keep(self) -> None:
+        try:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env={"PATH": SAFE_PATH, "LANG": "C.UTF-8"},
+                start_new_session=True,
+            )
+        except OSError as exc:
+            self._error = exc
+        self._launched.set()
+        if self._process is not None:
+            # Not reaped here, so that the process id stays ours until the context ends.
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], errors: IO[bytes], what: str) -> None:
+    assert process.stdout is not None
+    deadline = time.monotonic() + START_TIMEOUT_S
+    ready, _, _ = select.select([process.stdout], [], [], deadline - time.monotonic())
+    if not ready:
+        raise EnvironmentFault(what, f"qemu-storage-daemon is not ready after {START_TIMEOUT_S:g} s")
+    if not os.read(process.stdout.fileno(), 65536):
+        process.wait()
+        raise qemu_fault(what, _text(errors))
+
+
+def _stop(process: subprocess.Popen[bytes], errors: IO[bytes], what: str) -> None:
+    """Let the daemon write its caches and end; raises when it had ended before, or does not end well."""
+    early = process.poll() is not None
+    end_process_group(process, grace_s=STOP_TIMEOUT_S)
+    if early or process.returncode != 0:
+        raise qemu_fault(what, _text(errors) or f"qemu-storage-daemon ended with {process.returncode}")
+
+
+def _text(errors: IO[bytes]) -> str:
+    errors.seek(0)
+    return errors.read(65536).decode(errors="replace")

@@ -1,0 +1,87 @@
+"""Raw content to and from sparse files, in bounded memory."""
+
+import errno
+import os
+from collections.abc import Iterator
+
+from pvccommon.errors import WrongInput
+from pvccommon.storage.pool import ByteSource
+
+PIECE_BYTES = 1024 * 1024
+BLOCK_BYTES = 4096
+ZERO_PIECE = bytes(PIECE_BYTES)
+
+
+def write_sparse(fd: int, stream: ByteSource, size_bytes: int, what: str) -> None:
+    """Fill an empty file with exactly `size_bytes` of a stream; blocks of zeros become holes.
+
+    The file's size is rounded up to whole sectors. Raises WrongInput for a stream of another length.
+    """
+    os.ftruncate(fd, -(-size_bytes // 512) * 512)
+    offset = 0
+    while offset < size_bytes:
+        piece = _read_piece(stream, min(PIECE_BYTES, size_bytes - offset))
+        if not piece:
+            raise WrongInput(what, f"the stream ended after {offset} of {size_bytes} bytes")
+        _write_piece(fd, piece, offset)
+        offset += len(piece)
+    if stream.read(1):
+        raise WrongInput(what, f"the stream is longer than the {size_bytes} bytes announced")
+
+
+def read_pieces(fd: int, size_bytes: int) -> Iterator[bytes]:
+    """The content of a file in pieces; holes are not read."""
+    offset = 0
+    while offset < size_bytes:
+        length = min(PIECE_BYTES, size_bytes - offset)
+        hole = _data_starts(fd, offset, size_bytes) >= offset + length
+        piece = ZERO_PIECE[:length] if hole else os.pread(fd, length, offset)
+        if not piece:
+            raise OSError(errno.EIO, f"the file ends at {offset} of {size_bytes} bytes")
+        yield piece
+        offset += len(piece)
+
+
+def _read_piece(stream: ByteSource, length: int) -> bytes:
+    """As much as asked for unless the stream ends: short pieces would hide blocks of zeros."""
+    parts: list[bytes] = []
+    while length > 0:
+        part = stream.read(length)
+        if not part:
+            break
+        parts.append(part)
+        length -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _write_piece(fd: int, piece: bytes, offset: int) -> None:
+    """Write the blocks that are not zero, neighbours together."""
+    if piece == ZERO_PIECE[: len(piece)]:
+        return
+    start: int | None = None
+    for position in range(0, len(piece), BLOCK_BYTES):
+        block = piece[position : position + BLOCK_BYTES]
+        if block == ZERO_PIECE[: len(block)]:
+            if start is not None:
+                _write_all(fd, memoryview(piece)[start:position], offset + start)
+            start = None
+        elif start is None:
+            start = position
+    if start is not None:
+        _write_all(fd, memoryview(piece)[start:], offset + start)
+
+
+def _write_all(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _data_starts(fd: int, offset: int, size_bytes: int) -> int:
+    """Where the next data begins, `size_bytes` when only a hole follows."""
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError as exc:
+        if exc.errno == errno.ENXIO:
+            return size_bytes
+        raise
