@@ -145,7 +145,9 @@ class ApiClient:
             if response.status_code != 200 or not kind.startswith("text/event-stream"):
                 raise Unreachable(f"{self.connection.url} offers no event stream")
             try:
-                yield split_lines(response.iter_content(chunk_size=None))
+                # Chunks are handed on as they come. Without chunks only a read of one byte returns at once.
+                chunked = "chunked" in response.headers.get("Transfer-Encoding", "")
+                yield split_lines(response.iter_content(chunk_size=None if chunked else 1))
             except requests.RequestException as error:
                 raise Unreachable("the event stream broke", why=reason_of(error)) from error
 
