@@ -138,7 +138,7 @@ class PlainDisplay(Nothing):
             return
         now = time.monotonic()
         if self._stage:
-            self._context.note(f"[{self._stage}] done after {time_text(now - self._since)}")
+            self._context.note(f"[{self._stage}] took {time_text(now - self._since)}")
         self._stage, self._since = stage, now
 
 
@@ -189,7 +189,7 @@ class LiveDisplay(Nothing):
     def _show_state(self, task: Task) -> None:
         stage = stage_of(task)
         if stage != self._stage:
-            self._end_stage()
+            self._end_stage(undone=stage == "undoing")
             self._stage, self._since = stage, time.monotonic()
             # The elapsed column shows the time in the stage.
             self._progress.reset(self._line)
@@ -197,9 +197,10 @@ class LiveDisplay(Nothing):
             self._line, stage=stage, completed=percent_of(task) or 0, description=status_of(task)
         )
 
-    def _end_stage(self) -> None:
+    def _end_stage(self, *, undone: bool) -> None:
         if self._stage and self._stage not in ("queued", "pending"):
-            self._print(f"✓ {self._stage} {time_text(time.monotonic() - self._since)}", "green")
+            mark, style = ("✗", "red") if undone else ("✓", "green")
+            self._print(f"{mark} {self._stage} {time_text(time.monotonic() - self._since)}", style)
 
     def _print(self, text: str, style: str) -> None:
         from rich.text import Text

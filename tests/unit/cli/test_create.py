@@ -31,7 +31,7 @@ def test_success_streams_the_log_and_exits_0(api: FakeApi, pvc_run: Any) -> None
     assert (result.code, result.out) == (0, "SUCCESS: VM web1 is ready\n")
     assert "[setup] hello red\n" in result.err
     assert "[install] warning: it broke a little\n" in result.err
-    assert "[setup] done after" in result.err
+    assert "[setup] took" in result.err
     assert not api.requests_to(TASK)
 
 
