@@ -65,6 +65,7 @@ class Service(ABC):
     def start(self) -> None:
         """Start the service and wait until it serves; nothing to do when it runs."""
         if not self.process:
+            self._end_session()
             self.prepare()
             order = self.launch()
             log = self.state.log(self.name)
@@ -93,9 +94,7 @@ class Service(ABC):
         """End the service and whatever is left of its session; safe to repeat."""
         if self.process:
             self.before_stop()
-        if found := Process.load_or_none(self.state.record(self.name)):
-            process.end(found, first=self.stop_signal, timeout_s=self.stop_timeout_s)
-        self.state.record(self.name).unlink(missing_ok=True)
+        self._end_session()
 
     def tail(self, lines: int = TAIL_LINES) -> list[str]:
         try:
@@ -103,6 +102,12 @@ class Service(ABC):
                 return [line.rstrip("\n") for line in deque(file, lines)]
         except FileNotFoundError:
             return []
+
+    def _end_session(self) -> None:
+        """End the process and its children; the children alone when it was killed."""
+        if found := Process.load_or_none(self.state.record(self.name)):
+            process.end(found, first=self.stop_signal, timeout_s=self.stop_timeout_s)
+        self.state.record(self.name).unlink(missing_ok=True)
 
     def _failure(self, why: str) -> EnvironmentFault:
         log = "".join(f"\n    {line}" for line in self.tail())

@@ -17,7 +17,7 @@ from devstack.node import Node
 from devstack.postgresql import Postgresql
 from devstack.redis import Redis
 from devstack.service import Service
-from devstack.state import CHECKOUT, DEFAULT_ROOT, State, default_path
+from devstack.state import CHECKOUT, DEFAULT_ROOT, State, create_searchable, default_path
 from pvccommon.errors import EnvironmentFault, NotFound, WrongInput, WrongState
 
 # In the order of starting; stopped the other way round.
@@ -148,7 +148,7 @@ def temporary_stack(
 ) -> Iterator[Stack]:
     """A stack of its own for a test, gone with all its data at the end."""
     require_root()
-    DEFAULT_ROOT.mkdir(mode=0o711, exist_ok=True)
+    create_searchable(DEFAULT_ROOT)
     stack = Stack(Path(tempfile.mkdtemp(prefix="test-", dir=DEFAULT_ROOT)), say)
     try:
         stack.up(only=only, settings=settings)

@@ -63,11 +63,8 @@ class State:
         return self / "processes" / f"{service}.json"
 
     def create(self) -> None:
-        """Make the directory and its settings; keeps what is there. Raises WrongInput for an unfit place."""
-        check_place(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Make the settings and directories; keeps what is there. Needs the lock."""
         self.path.chmod(0o711)
-        check_searchable(self.path)
         for name in ("log", "processes"):
             (self / name).mkdir(mode=0o700, exist_ok=True)
         if not self.exists:
@@ -108,8 +105,12 @@ class State:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Only one `up` or `down` at a time; raises Busy when the other takes minutes."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Only one `up` or `down` at a time; makes the directory.
+
+        Raises WrongInput for an unfit place, before anything is made, and Busy when the other takes minutes.
+        """
+        check_place(self.path)
+        check_searchable(self.path)
         deadline = time.monotonic() + LOCK_TIMEOUT_S
         while not (held := self._try_lock()):
             if time.monotonic() > deadline:
@@ -122,7 +123,7 @@ class State:
 
     def _try_lock(self) -> Any:
         """The lock file, locked; None while somebody else has it, or has just removed it."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        create_searchable(self.path)
         file = open(self / "lock", "a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -153,11 +154,19 @@ def check_place(path: Path) -> None:
 def check_searchable(path: Path) -> None:
     """QEMU, PostgreSQL and the API run as other users, who must get through to their own files."""
     for directory in path.parents:
-        if not directory.stat().st_mode & 0o001:
+        if directory.exists() and not directory.stat().st_mode & 0o001:
             hint = f"chmod o+x {directory}, or choose another --state"
             raise WrongInput(
                 f"use state directory {path}", f"other users cannot pass through {directory}", hint
             )
+
+
+def create_searchable(path: Path) -> None:
+    """Make a directory and its parents, passable for others whatever the umask says."""
+    for directory in [*reversed(path.parents), path]:
+        if not directory.exists():
+            directory.mkdir(exist_ok=True)
+            directory.chmod(0o711)
 
 
 def write_private(path: Path, text: str, owner: tuple[int, int] = (0, 0)) -> None:
