@@ -1,8 +1,8 @@
 """The life of a build's row: accepted, leased, reported on, ended. Every change of `Build.state` is here.
 
-    queued ──take──▶ running ──▶ succeeded
-      │                 └──▶ undoing ──▶ failed | cancelled
-      └──cancel──▶ cancelled
+queued ──take──▶ running ──▶ succeeded
+  │                 └──▶ undoing ──▶ failed | cancelled
+  └──cancel──▶ cancelled
 """
 
 from datetime import timedelta
@@ -41,7 +41,9 @@ def accept_build(session: Session, planned: PlannedBuild, requested: Json) -> Bu
     try:
         session.flush()
     except IntegrityError as exc:
-        raise Exists(f"create VM {vm}", "another build of this VM is under way", "see: pvc cluster task") from exc
+        raise Exists(
+            f"create VM {vm}", "another build of this VM is under way", "see: pvc cluster task"
+        ) from exc
     if session.get(Vm, vm):
         raise Exists(f"create VM {vm}", "a VM of this name exists", f"pvc vm remove {vm}")
     return build
@@ -49,8 +51,7 @@ def accept_build(session: Session, planned: PlannedBuild, requested: Json) -> Bu
 
 def find_build(session: Session, build_id: str, *, lock: bool = False) -> Build:
     """The row; locked until the end of the transaction when asked. Raises NotFound."""
-    query = select(Build).where(Build.id == build_id)
-    build = session.execute(query.with_for_update() if lock else query).scalar_one_or_none()
+    build = _lock_build(session, build_id) if lock else session.get(Build, build_id)
     if build is None:
         raise NotFound(f"find task {build_id[:40]}", "there is no such task", "see: pvc cluster task")
     return build
@@ -72,13 +73,23 @@ def cancel_build(session: Session, build_id: str) -> str:
 
 
 def cancelled_error(build: Build) -> Json:
-    why = f"cancelled by an operator in stage {build.stage}" if build.stage else "cancelled by an operator before it ran"
-    return {"kind": "cancelled", "what": f"create VM {build.vm}", "why": why, "hint": "", "stage": build.stage}
+    why = (
+        f"cancelled by an operator in stage {build.stage}"
+        if build.stage
+        else "cancelled by an operator before it ran"
+    )
+    return {
+        "kind": "cancelled",
+        "what": f"create VM {build.vm}",
+        "why": why,
+        "hint": "",
+        "stage": build.stage,
+    }
 
 
 def take_build(session: Session, build_id: str, owner: str, lease: timedelta) -> Build | None:
     """Take the lease of a waiting build, or None when it is taken or has ended (a second delivery)."""
-    build = session.execute(select(Build).where(Build.id == build_id).with_for_update()).scalar_one_or_none()
+    build = _lock_build(session, build_id)
     if build is None or build.state != BuildState.QUEUED or build.lease_owner is not None:
         return None
     build.state = BuildState.RUNNING.value
@@ -91,10 +102,16 @@ def take_build(session: Session, build_id: str, owner: str, lease: timedelta) ->
 
 def renew_lease(session: Session, build_id: str, owner: str, lease: timedelta) -> Build | None:
     """Keep the lease; None when it is lost, and then the caller must touch nothing any more."""
-    build = session.execute(select(Build).where(Build.id == build_id).with_for_update()).scalar_one_or_none()
+    build = _lock_build(session, build_id)
     if build is None or build.lease_owner != owner or build.state in FINAL_STATES:
         return None
     build.lease_until = now() + lease
+    return build
+
+
+def _lock_build(session: Session, build_id: str) -> Build | None:
+    query = select(Build).where(Build.id == build_id).with_for_update()
+    build: Build | None = session.execute(query).scalar_one_or_none()
     return build
 
 
@@ -102,7 +119,10 @@ def enter_stage(build: Build, step: int, stage: str, status: str) -> None:
     """Note that a stage begins; the one before ends here."""
     leave_stage(build)
     build.step, build.stage, build.status, build.percent = step, stage, status, None
-    build.stages = [*build.stages, {"stage": stage, "started": now().isoformat(), "finished": None, "seconds": None}]
+    build.stages = [
+        *build.stages,
+        {"stage": stage, "started": now().isoformat(), "finished": None, "seconds": None},
+    ]
 
 
 def leave_stage(build: Build) -> None:

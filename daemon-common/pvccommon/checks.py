@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from pvccommon import names
 from pvccommon.errors import PvcError
-from pvccommon.models import ACTIVE_STATES, Build, Json, Vm
+from pvccommon.models import ACTIVE_STATES, Build, Json, Vm, one_of
 from pvccommon.placement import Candidate, allowed_nodes
 
 MIB = 1024**2
@@ -49,9 +49,12 @@ def check_plan(
 def check_name(session: Session, plan: Json) -> Check:
     name = plan["vm"]["name"]
     if session.get(Vm, name):
-        return Check("name", False, f"VM {name} exists already", f"choose another name, or: pvc vm remove {name}")
-    active = [state.value for state in ACTIVE_STATES]
-    build = session.execute(select(Build.id).where(Build.vm == name, Build.state.in_(active))).scalar()
+        return Check(
+            "name", False, f"VM {name} exists already", f"choose another name, or: pvc vm remove {name}"
+        )
+    build = session.execute(
+        select(Build.id).where(Build.vm == name, one_of(Build.state, ACTIVE_STATES))
+    ).scalar()
     if build:
         return Check("name", False, f"build {build} is making VM {name} already", f"pvc cluster task {build}")
     return Check("name", True, f"{name} is free")
@@ -59,11 +62,15 @@ def check_name(session: Session, plan: Json) -> Check:
 
 def check_node(plan: Json, node: Candidate | None, candidates: Sequence[Candidate]) -> Check:
     if node is not None:
-        return Check("node", True, f"{node.name} is chosen of {len(allowed_nodes(candidates, plan))} possible")
+        return Check(
+            "node", True, f"{node.name} is chosen of {len(allowed_nodes(candidates, plan))} possible"
+        )
     dead = [candidate.name for candidate in candidates if not candidate.alive]
     limit = plan["system"]["node_limit"]
     if limit and any(candidate.alive for candidate in candidates):
-        return Check("node", False, f"none of the nodes {limit} is running", "change node_limit of the system template")
+        return Check(
+            "node", False, f"none of the nodes {limit} is running", "change node_limit of the system template"
+        )
     reason = f"no node is running (not heard of: {', '.join(dead)})" if dead else "no node has ever reported"
     return Check("node", False, reason, "start pvc-node on a hypervisor")
 
@@ -96,9 +103,19 @@ def check_networks(plan: Json, node: Candidate) -> Iterator[Check]:
         path = f"network.{vni}"
         if known is None:
             has = ", ".join(node.networks) or "none"
-            yield Check(path, False, f"node {node.name} has no network {vni} (it has: {has})", "add it under `networks`")
+            yield Check(
+                path,
+                False,
+                f"node {node.name} has no network {vni} (it has: {has})",
+                "add it under `networks`",
+            )
         elif not known.get("present"):
-            yield Check(path, False, f"bridge {known.get('bridge')} does not exist on node {node.name}", "create the bridge")
+            yield Check(
+                path,
+                False,
+                f"bridge {known.get('bridge')} does not exist on node {node.name}",
+                "create the bridge",
+            )
         else:
             yield Check(path, True, f"on {'user-mode network' if known.get('user') else known.get('bridge')}")
 
@@ -112,20 +129,29 @@ def check_volumes(
         path = f"volume.{name}"
         if pool not in node.pools:
             has = ", ".join(node.pools) or "none"
-            yield Check(path, False, f"node {node.name} has no pool {pool} (it has: {has})", "see: pvc node info")
+            yield Check(
+                path, False, f"node {node.name} has no pool {pool} (it has: {has})", "see: pvc node info"
+            )
             continue
         if find_volume is None:
             continue
         try:
             if find_volume(node.name, pool, name):
-                yield Check(path, False, f"volume {pool}/{name} exists already", "remove it, or choose another VM name")
+                yield Check(
+                    path,
+                    False,
+                    f"volume {pool}/{name} exists already",
+                    "remove it, or choose another VM name",
+                )
                 continue
             found = find_volume(node.name, pool, source) if source else None
         except PvcError as exc:
             yield Check(path, False, f"could not look into pool {pool}: {exc.message}", exc.hint)
             continue
         if source and found is None:
-            yield Check(path, False, f"source volume {pool}/{source} does not exist", "change the storage template")
+            yield Check(
+                path, False, f"source volume {pool}/{source} does not exist", "change the storage template"
+            )
         elif source and found:
             volume["size_bytes"] = volume["size_bytes"] or found["size_bytes"]
             yield Check(path, True, f"will be a clone of {pool}/{source}")
@@ -136,16 +162,27 @@ def check_space(plan: Json, node: Candidate) -> Iterator[Check]:
     for pool in pools:
         state = node.pools[pool]
         if state.get("error"):
-            yield Check(f"pool.{pool}", False, f"does not work on node {node.name}: {state['error']}", "see pvc node info")
+            yield Check(
+                f"pool.{pool}",
+                False,
+                f"does not work on node {node.name}: {state['error']}",
+                "see pvc node info",
+            )
             continue
-        need = sum(v["size_bytes"] or 0 for v in plan["volumes"] if v["pool"] == pool and not v["source_volume"])
+        need = sum(
+            v["size_bytes"] or 0 for v in plan["volumes"] if v["pool"] == pool and not v["source_volume"]
+        )
         free = max(0, state["free_bytes"] - node.pending.get(pool, 0))
         message = f"needs {need // MIB} MiB, has {free // MIB} MiB free"
-        yield Check(f"pool.{pool}", need <= free, message, "free space in the pool, or make the disks smaller")
+        yield Check(
+            f"pool.{pool}", need <= free, message, "free space in the pool, or make the disks smaller"
+        )
 
 
 def check_filesystems(plan: Json, node: Candidate) -> Iterator[Check]:
-    wanted = dict.fromkeys(v["filesystem"] for v in plan["volumes"] if v["filesystem"] and not v["source_volume"])
+    wanted = dict.fromkeys(
+        v["filesystem"] for v in plan["volumes"] if v["filesystem"] and not v["source_volume"]
+    )
     for filesystem in wanted:
         ok = filesystem in names.FILESYSTEMS and filesystem in node.filesystems
         program = "mkswap" if filesystem == "swap" else f"mkfs.{filesystem}"

@@ -39,7 +39,10 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Node:
-    name: str = key("Name of this node; its queue is `node.<name>`. Default: the short host name.", factory=short_host_name)
+    name: str = key(
+        "Name of this node; its queue is `node.<name>`. Default: the short host name.",
+        factory=short_host_name,
+    )
     heartbeat_s: int = key("Seconds between two reports of this node's state.", 5)
     reserved_memory_mib: int = key("Memory kept free for the hypervisor itself when VMs are placed.", 512)
 
@@ -50,7 +53,9 @@ class Database:
     port: int = key("Its port.", 5432)
     name: str = key("Name of the database.", "pvc")
     user: str = key("Role to connect as.", "pvc")
-    password_file: str = key("File with the password; must not be readable by others.", "/etc/pvc/database.password")
+    password_file: str = key(
+        "File with the password; must not be readable by others.", "/etc/pvc/database.password"
+    )
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,9 @@ class Queue:
     host: str = key("Redis server.", "127.0.0.1")
     port: int = key("Its port.", 6379)
     database: int = key("Number of the Redis database.", 0)
-    password_file: str = key("File with the password; must not be readable by others.", "/etc/pvc/queue.password")
+    password_file: str = key(
+        "File with the password; must not be readable by others.", "/etc/pvc/queue.password"
+    )
     visibility_timeout_s: int = key("Seconds after which Redis delivers an unacknowledged task again.", 3600)
 
 
@@ -96,7 +103,9 @@ class Api:
 @dataclass(frozen=True)
 class Hypervisor:
     libvirt_uri: str = key("Connection to libvirt.", "qemu:///system")
-    domain_type: Literal["auto", "kvm", "qemu"] = key("`auto`: KVM when /dev/kvm opens and the CPU has it.", "auto")
+    domain_type: Literal["auto", "kvm", "qemu"] = key(
+        "`auto`: KVM when /dev/kvm opens and the CPU has it.", "auto"
+    )
     firmware: Literal["bios", "uefi"] = key("Firmware of new VMs.", "bios")
     console_directory: str = key("Where the logs of serial consoles are kept.", "/var/log/libvirt/qemu")
 
@@ -114,16 +123,22 @@ class StageTimeouts:
 class Builds:
     concurrency: int = key("Builds that run on this node at one time.", 2)
     lease_s: int = key("A build whose worker has not been heard of for so many seconds is undone.", 60)
-    log_limit_bytes: int = key("What a build may write to its log; the rest is cut, with a note.", 16 * 1024 * 1024)
+    log_limit_bytes: int = key(
+        "What a build may write to its log; the rest is cut, with a note.", 16 * 1024 * 1024
+    )
     stage_timeout_s: StageTimeouts = key("Time limits of the stages.", factory=StageTimeouts)
 
 
 @dataclass(frozen=True)
 class SandboxSettings:
-    first_uid: int = key("First host uid and gid given to sandboxes; each build at one time uses 65,536.", 100_000)
+    first_uid: int = key(
+        "First host uid and gid given to sandboxes; each build at one time uses 65,536.", 100_000
+    )
     hidden_paths: tuple[str, ...] = key("More host paths that scripts must not see.", ())
     network: bool = key("Give builds outbound network access (never to this host's loopback).", True)
-    sdk_directory: str | None = key("Directory that holds the `vmbuilder` package. Default: where it is installed.", None)
+    sdk_directory: str | None = key(
+        "Directory that holds the `vmbuilder` package. Default: where it is installed.", None
+    )
     memory_mib: int = key("Memory limit of a sandbox, where the host has cgroup v2.", 4096)
     processes: int = key("Limit of processes of a sandbox.", 2048)
 
@@ -131,7 +146,9 @@ class SandboxSettings:
 @dataclass(frozen=True)
 class Pool:
     driver: Literal["directory"] = key("Kind of pool.", "directory")
-    path: str | None = key("Directory of the volumes' files. Default: `<state_directory>/pools/<name>`.", None)
+    path: str | None = key(
+        "Directory of the volumes' files. Default: `<state_directory>/pools/<name>`.", None
+    )
     format: Literal["raw", "qcow2"] = key("Format of new volumes.", "raw")
 
 
@@ -139,13 +156,19 @@ class Pool:
 class Storage:
     pools: dict[str, Pool] = key("The pools, by name.", factory=dict)
     max_volume_gib: int = key("Largest volume that may be made.", 16_384)
-    mapping: Literal["auto", "loop", "export"] = key("How volumes become block devices; `auto` probes.", "auto")
+    mapping: Literal["auto", "loop", "export"] = key(
+        "How volumes become block devices; `auto` probes.", "auto"
+    )
 
 
 @dataclass(frozen=True)
 class Network:
-    bridge: str | None = key("Bridge on this node. Default: `vmbr<vni>`, or `br<name>` for upstream, cluster, storage.", None)
-    user: bool = key("QEMU's user-mode network instead of a bridge: outbound only, for trying things out.", False)
+    bridge: str | None = key(
+        "Bridge on this node. Default: `vmbr<vni>`, or `br<name>` for upstream, cluster, storage.", None
+    )
+    user: bool = key(
+        "QEMU's user-mode network instead of a bridge: outbound only, for trying things out.", False
+    )
 
 
 @dataclass(frozen=True)
@@ -159,7 +182,9 @@ class Config:
     builds: Builds = key("Running builder scripts.", factory=Builds)
     sandbox: SandboxSettings = key("What confines builder scripts.", factory=SandboxSettings)
     storage: Storage = key("Storage pools of this node.", factory=Storage)
-    networks: dict[str, Network] = key("Networks of this node, by VNI or `upstream`, `cluster`, `storage`.", factory=dict)
+    networks: dict[str, Network] = key(
+        "Networks of this node, by VNI or `upstream`, `cluster`, `storage`.", factory=dict
+    )
     state_directory: str = key("Where the node daemon keeps its state.", "/var/lib/pvc")
 
 
@@ -172,7 +197,9 @@ def load_config(path: str | os.PathLike[str] | None = None) -> Config:
     try:
         document = yaml.safe_load(file.read_text())
     except OSError as exc:
-        raise EnvironmentFault(f"read configuration {file}", exc.strerror or str(exc), "set PVC_CONFIG or --config") from exc
+        raise EnvironmentFault(
+            f"read configuration {file}", exc.strerror or str(exc), "set PVC_CONFIG or --config"
+        ) from exc
     except (yaml.YAMLError, UnicodeDecodeError) as exc:
         raise WrongInput(f"read configuration {file}", f"not YAML: {' '.join(str(exc).split())}") from exc
     return parse_config(document, str(file))
@@ -198,7 +225,9 @@ def read_secret(path: str) -> str:
     except OSError as exc:
         raise EnvironmentFault(f"read secret {path}", exc.strerror or str(exc)) from exc
     if mode & 0o007:
-        raise EnvironmentFault(f"read secret {path}", f"others can read it (mode {mode:04o})", f"chmod o= {path}")
+        raise EnvironmentFault(
+            f"read secret {path}", f"others can read it (mode {mode:04o})", f"chmod o= {path}"
+        )
     if not secret:
         raise EnvironmentFault(f"read secret {path}", "the file is empty")
     return secret
@@ -225,7 +254,9 @@ def _check_combinations(config: Config) -> Iterator[Problem]:
     if not loopback and not config.api.authentication.enabled:
         yield Problem("api.authentication.enabled", "can be false only when api.listen.address is loopback")
     if not loopback and config.api.authentication.anonymous_role:
-        yield Problem("api.authentication.anonymous_role", "is allowed only when api.listen.address is loopback")
+        yield Problem(
+            "api.authentication.anonymous_role", "is allowed only when api.listen.address is loopback"
+        )
     if config.api.ssl.enabled and not (config.api.ssl.certificate and config.api.ssl.key):
         yield Problem("api.ssl", "enabled needs certificate and key")
     for name in ("heartbeat_s", "reserved_memory_mib"):
@@ -259,7 +290,10 @@ def _read_value(hint: Any, value: object, path: str, problems: list[Problem]) ->
         if not isinstance(value, Mapping):
             problems.append(Problem(path, "must be a mapping"))
             return {}
-        return {str(k): _read_section(nested, {} if v is None else v, _join(path, k), problems) for k, v in value.items()}
+        return {
+            str(k): _read_section(nested, {} if v is None else v, _join(path, k), problems)
+            for k, v in value.items()
+        }
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             problems.append(Problem(path, "must be a list of texts"))
@@ -271,7 +305,11 @@ def _read_value(hint: Any, value: object, path: str, problems: list[Problem]) ->
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    return (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
 
 
 def _fits(option: Any, value: object) -> bool:
@@ -305,7 +343,11 @@ def _default_text(item: "Field[Any]") -> str:
 
 def _unknown_key(name: str, known: Mapping[str, object]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    return f"unknown key; did you mean {close[0]!r}?" if close else f"unknown key; known here: {', '.join(known)}"
+    return (
+        f"unknown key; did you mean {close[0]!r}?"
+        if close
+        else f"unknown key; known here: {', '.join(known)}"
+    )
 
 
 def _join(path: str, name: object) -> str:

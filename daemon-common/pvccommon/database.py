@@ -3,11 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config as AlembicConfig
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import OperationalError
@@ -16,6 +13,9 @@ from sqlalchemy.orm import Session, sessionmaker
 from pvccommon.config import Database as DatabaseConfig
 from pvccommon.config import read_secret
 from pvccommon.errors import EnvironmentFault
+
+if TYPE_CHECKING:
+    from alembic.config import Config as AlembicConfig
 
 CONNECT_TIMEOUT_S = 5
 
@@ -62,6 +62,8 @@ class Database:
 
     def migrate(self) -> None:
         """Bring the schema to the version of this program; safe to repeat."""
+        from alembic import command  # only here: a build's process should not pay for loading Alembic
+
         with self.engine.begin() as connection:
             configuration = _alembic_config()
             configuration.attributes["connection"] = connection
@@ -69,11 +71,16 @@ class Database:
 
     def require_migrated(self) -> None:
         """Raise EnvironmentFault unless the schema is the one this program was written for."""
+        from alembic.migration import MigrationContext
+        from alembic.script import ScriptDirectory
+
         try:
             with self.engine.connect() as connection:
                 current = MigrationContext.configure(connection).get_current_revision()
         except OperationalError as exc:
-            raise EnvironmentFault("use the database", str(exc.orig).strip(), "is PostgreSQL running?") from exc
+            raise EnvironmentFault(
+                "use the database", str(exc.orig).strip(), "is PostgreSQL running?"
+            ) from exc
         wanted = ScriptDirectory.from_config(_alembic_config()).get_current_head()
         if current != wanted:
             raise EnvironmentFault(
@@ -83,7 +90,9 @@ class Database:
             )
 
 
-def _alembic_config() -> AlembicConfig:
+def _alembic_config() -> "AlembicConfig":
+    from alembic.config import Config as AlembicConfig
+
     configuration = AlembicConfig()
     configuration.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     return configuration

@@ -63,7 +63,7 @@ class Declaration:
 
 
 def read_declaration(source: str) -> Declaration:
-    """Parse a script. Raises WrongInput with every problem: does not compile, lacks the class, bad declarations."""
+    """Parse a script. Raises WrongInput naming every problem: a syntax error, no class, bad declarations."""
     what = "read the builder script"
     if len(source.encode(errors="replace")) > MAX_SOURCE_BYTES:
         raise WrongInput(what, problems=[Problem("script", f"is larger than {MAX_SOURCE_BYTES} bytes")])
@@ -71,7 +71,9 @@ def read_declaration(source: str) -> Declaration:
         tree = ast.parse(source)
         compile(source, "script", "exec", dont_inherit=True)
     except SyntaxError as exc:
-        raise WrongInput(what, problems=[Problem(f"script line {exc.lineno or 0}", f"does not compile: {exc.msg}")]) from exc
+        raise WrongInput(
+            what, problems=[Problem(f"script line {exc.lineno or 0}", f"does not compile: {exc.msg}")]
+        ) from exc
     except (ValueError, RecursionError, MemoryError, OverflowError) as exc:
         raise WrongInput(what, problems=[Problem("script", f"does not compile: {exc}")]) from exc
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == CLASS_NAME]
@@ -101,7 +103,9 @@ def type_arguments(
     for name, argument in known.items():
         if name not in plain:
             if argument.required:
-                problems.append(Problem(f"arguments.{name}", f"is missing ({argument.help or argument.type})"))
+                problems.append(
+                    Problem(f"arguments.{name}", f"is missing ({argument.help or argument.type})")
+                )
             values[name] = argument.default
             continue
         try:
@@ -111,7 +115,9 @@ def type_arguments(
     return values, plain, problems
 
 
-def split_secrets(declaration: Declaration, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_secrets(
+    declaration: Declaration, values: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """(values with secrets masked, the secrets)."""
     names = {argument.name for argument in declaration.arguments if argument.secret}
     secrets = {name: value for name, value in values.items() if name in names and value not in (None, "", [])}
@@ -121,7 +127,9 @@ def split_secrets(declaration: Declaration, values: Mapping[str, Any]) -> tuple[
 def mask_texts(declaration: Declaration, texts: Iterable[str]) -> list[str]:
     """`key=value` texts with the values of secret arguments masked."""
     names = {argument.name for argument in declaration.arguments if argument.secret}
-    return [f"{text.partition('=')[0]}={REDACTED}" if text.partition("=")[0] in names else text for text in texts]
+    return [
+        f"{text.partition('=')[0]}={REDACTED}" if text.partition("=")[0] in names else text for text in texts
+    ]
 
 
 def _split_texts(texts: Iterable[str]) -> tuple[dict[str, str], list[Problem]]:
@@ -177,7 +185,12 @@ _CONVERT: dict[str, Callable[[str], Any]] = {
     "boolean": _to_boolean,
     "list": _to_list,
 }
-_PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {"string": str, "integer": int, "boolean": bool, "list": (list, tuple)}
+_PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {
+    "string": str,
+    "integer": int,
+    "boolean": bool,
+    "list": (list, tuple),
+}
 
 
 def _read_class(node: ast.ClassDef, tree: ast.Module, source: str) -> Declaration:
@@ -206,7 +219,11 @@ def _assignments(node: ast.ClassDef) -> dict[str, ast.expr]:
     for statement in node.body:
         if isinstance(statement, ast.Assign):
             found.update({t.id: statement.value for t in statement.targets if isinstance(t, ast.Name)})
-        elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
+        elif (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and statement.value
+        ):
             found[statement.target.id] = statement.value
     return found
 
@@ -229,7 +246,9 @@ def _check_methods(node: ast.ClassDef) -> Iterable[Problem]:
 
 def _read_version(node: ast.expr | None, problems: list[Problem]) -> int | None:
     if node is None:
-        problems.append(Problem("api_version", f"is missing; write `api_version = {API_VERSIONS[-1]}` in the class"))
+        problems.append(
+            Problem("api_version", f"is missing; write `api_version = {API_VERSIONS[-1]}` in the class")
+        )
         return None
     version = _literal(node, "api_version", problems)
     if type(version) is not int or version not in API_VERSIONS:
@@ -256,7 +275,8 @@ def _read_arguments(node: ast.expr | None, problems: list[Problem]) -> list[Argu
     arguments = [argument for argument in found if argument]
     names = [argument.name for argument in arguments]
     problems.extend(
-        Problem("arguments", f"{name} is declared twice") for name in sorted({n for n in names if names.count(n) > 1})
+        Problem("arguments", f"{name} is declared twice")
+        for name in sorted({n for n in names if names.count(n) > 1})
     )
     return arguments
 
@@ -282,10 +302,14 @@ def _read_argument(node: ast.expr, path: str, problems: list[Problem]) -> Argume
     problems.extend(Problem(f"{path}.{key}", message) for key, message in _check_values(values))
     if len(problems) > before:
         return None
-    default = list(values["default"]) if isinstance(values.get("default"), tuple | list) else values.get("default")
+    default = (
+        list(values["default"]) if isinstance(values.get("default"), tuple | list) else values.get("default")
+    )
     if values.get("type") == "list" and default is None:
         default = []
-    return Argument(**{**values, "name": name, "default": default, "choices": tuple(values.get("choices", ()))})
+    return Argument(
+        **{**values, "name": name, "default": default, "choices": tuple(values.get("choices", ()))}
+    )
 
 
 def _check_values(values: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
@@ -296,7 +320,9 @@ def _check_values(values: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         return
     expected = _PYTHON_TYPES[kind]
     default = values.get("default")
-    if default is not None and (not isinstance(default, expected) or (kind == "integer" and isinstance(default, bool))):
+    if default is not None and (
+        not isinstance(default, expected) or (kind == "integer" and isinstance(default, bool))
+    ):
         yield "default", f"{default!r} is not of type {kind}"
     for name, wanted in (("required", bool), ("secret", bool), ("help", str)):
         if not isinstance(values.get(name, wanted()), wanted):
@@ -304,7 +330,12 @@ def _check_values(values: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     choices = values.get("choices", ())
     if not isinstance(choices, tuple | list):
         yield "choices", "must be a tuple"
-    elif choices and isinstance(default, str | int) and not isinstance(default, bool) and default not in choices:
+    elif (
+        choices
+        and isinstance(default, str | int)
+        and not isinstance(default, bool)
+        and default not in choices
+    ):
         yield "default", f"{default!r} is not one of the choices"
     for name in ("minimum", "maximum"):
         if values.get(name) is not None and (type(values[name]) is not int or kind != "integer"):

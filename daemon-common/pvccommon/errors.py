@@ -1,21 +1,22 @@
 """Errors say what failed, why, and what to do.
 
-    PvcError
-    ├── WrongInput           the request cannot be carried out as given; `problems` lists every reason
-    ├── NotFound             a named object does not exist
-    ├── Exists               a name is taken
-    ├── WrongState           the object exists but is not in a state that allows this
-    ├── Unauthenticated      no token, or an unknown one
-    ├── Forbidden            the token's role does not allow this
-    ├── NoSpace              memory, pool or file system is too full
-    ├── Busy                 somebody else holds it; trying again may help
-    ├── TimedOut             a time limit ran out
-    ├── Cancelled            an operator asked for the end
-    ├── EnvironmentFault     a program, service or device of this machine does not work
-    │   └── CommandFailed    an outside program ended badly (see run.py)
-    │       ├── CommandNotFound
-    │       └── CommandTimedOut
-    └── Internal             a defect of ours
+PvcError
+├── WrongInput           the request cannot be carried out as given; `problems` lists every reason
+├── NotFound             a named object does not exist
+├── Exists               a name is taken
+├── WrongState           the object exists but is not in a state that allows this
+├── Unauthenticated      no token, or an unknown one
+├── Forbidden            the token's role does not allow this
+├── NoSpace              memory, pool or file system is too full
+├── Busy                 somebody else holds it; trying again may help
+├── TimedOut             a time limit ran out
+├── Cancelled            an operator asked for the end
+├── ScriptFailed         a builder script raised, hung, ended or answered rubbish
+├── EnvironmentFault     a program, service or device of this machine does not work
+│   └── CommandFailed    an outside program ended badly (see run.py)
+│       ├── CommandNotFound
+│       └── CommandTimedOut
+└── Internal             a defect of ours
 """
 
 from collections.abc import Iterable
@@ -37,6 +38,7 @@ class Kind(Enum):
     BUSY = "busy-retry"
     TIMEOUT = "timeout"
     CANCELLED = "cancelled"
+    SCRIPT = "script-failed"
     ENVIRONMENT = "environment"
     INTERNAL = "internal"
 
@@ -53,6 +55,7 @@ HTTP_STATUS: dict[Kind, int] = {
     Kind.BUSY: 503,
     Kind.TIMEOUT: 504,
     Kind.CANCELLED: 400,
+    Kind.SCRIPT: 400,
     Kind.ENVIRONMENT: 500,
     Kind.INTERNAL: 500,
 }
@@ -141,6 +144,10 @@ class Cancelled(PvcError):
     kind = Kind.CANCELLED
 
 
+class ScriptFailed(PvcError):
+    kind = Kind.SCRIPT
+
+
 class EnvironmentFault(PvcError):
     kind = Kind.ENVIRONMENT
 
@@ -153,6 +160,8 @@ def error_from_dict(document: dict[str, Any]) -> PvcError:
     """Rebuild an error that crossed a process border as `to_dict()`; an unknown kind becomes Internal."""
     classes: dict[str, type[PvcError]] = {cls.kind.value: cls for cls in PvcError.__subclasses__()}
     cls = classes.get(str(document.get("kind")), Internal)
-    problems = [Problem(str(p.get("path", "")), str(p.get("message", ""))) for p in document.get("problems", ())]
+    problems = [
+        Problem(str(p.get("path", "")), str(p.get("message", ""))) for p in document.get("problems", ())
+    ]
     what, why, hint = (str(document.get(key, "")) for key in ("what", "why", "hint"))
     return cls(what or str(document.get("message", "unknown error")), why, hint, problems)

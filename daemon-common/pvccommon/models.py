@@ -6,6 +6,7 @@ Names are unique per kind. JSON columns hold documents whose shape is given besi
 import enum
 import secrets
 import uuid as uuid_module
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -74,6 +75,11 @@ class ResourceState(enum.StrEnum):
     UNDONE = "undone"
 
 
+def one_of(column: Any, values: Iterable[str]) -> Any:
+    """The condition that a column has one of these values (columns are annotated as what they hold)."""
+    return column.in_([str(value) for value in values])
+
+
 class SystemTemplate(Base):
     """What a VM is made of: CPUs, memory, consoles, placement."""
 
@@ -100,14 +106,19 @@ class NetworkTemplate(Base):
     name: str = Column(String, nullable=False, unique=True)
     mac_template: str | None = Column(String)
     networks: "list[NetworkTemplateNet]" = relationship(
-        "NetworkTemplateNet", cascade="all, delete-orphan", order_by="NetworkTemplateNet.id", passive_deletes=True
+        "NetworkTemplateNet",
+        cascade="all, delete-orphan",
+        order_by="NetworkTemplateNet.id",
+        passive_deletes=True,
     )
 
 
 class NetworkTemplateNet(Base):
     __tablename__ = "network_template_net"
     id: int = Column(Integer, Identity(), primary_key=True)
-    network_template: int = Column(ForeignKey("network_template.id", ondelete="CASCADE"), nullable=False, index=True)
+    network_template: int = Column(
+        ForeignKey("network_template.id", ondelete="CASCADE"), nullable=False, index=True
+    )
     vni: str = Column(String, nullable=False)
 
 
@@ -118,7 +129,10 @@ class StorageTemplate(Base):
     id: int = Column(Integer, Identity(), primary_key=True)
     name: str = Column(String, nullable=False, unique=True)
     disks: "list[StorageTemplateDisk]" = relationship(
-        "StorageTemplateDisk", cascade="all, delete-orphan", order_by="StorageTemplateDisk.id", passive_deletes=True
+        "StorageTemplateDisk",
+        cascade="all, delete-orphan",
+        order_by="StorageTemplateDisk.id",
+        passive_deletes=True,
     )
 
 
@@ -193,7 +207,9 @@ class Build(Base):
     memory_mib: int = Column(Integer, nullable=False)
     plan: Json = Column(JSON, nullable=False)
     secrets: Json = Column(JSON, nullable=False, default=dict)
-    requested: Json = Column(JSON, nullable=False, default=dict)  # the request, for the task list, secrets masked
+    requested: Json = Column(
+        JSON, nullable=False, default=dict
+    )  # the request, for the task list, secrets masked
     state: str = Column(String, nullable=False, default=BuildState.QUEUED.value)
     step: int = Column(Integer, nullable=False, default=0)  # 0 to 11, see `stages.STEPS`
     stage: str | None = Column(String)
@@ -202,7 +218,9 @@ class Build(Base):
     stages: list[Json] = Column(JSON, nullable=False, default=list)
     error: Json | None = Column(JSON)
     cancel_requested: bool = Column(Boolean, nullable=False, default=False)
-    lease_owner: str | None = Column(String)  # "<node>/<boot id>/<pid>/<start time>" of the process that runs it
+    lease_owner: str | None = Column(
+        String
+    )  # "<node>/<boot id>/<pid>/<start time>" of the process that runs it
     lease_until: datetime | None = Column(DateTime(timezone=True))
     created: datetime = Column(DateTime(timezone=True), nullable=False, default=now)
     sent: datetime | None = Column(DateTime(timezone=True))

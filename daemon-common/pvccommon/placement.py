@@ -7,7 +7,7 @@ from datetime import timedelta
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from pvccommon.models import ACTIVE_STATES, Build, Json, Node, Vm, now
+from pvccommon.models import ACTIVE_STATES, Build, Json, Node, Vm, now, one_of
 
 # A node that has not reported for this long is taken for dead.
 DEAD_AFTER = timedelta(seconds=30)
@@ -47,7 +47,7 @@ def load_candidates(session: Session) -> list[Candidate]:
         )
     }
     builds: dict[str, list[Build]] = {}
-    for build in session.execute(select(Build).where(Build.state.in_([s.value for s in ACTIVE_STATES]))).scalars():
+    for build in session.execute(select(Build).where(one_of(Build.state, ACTIVE_STATES))).scalars():
         builds.setdefault(build.node, []).append(build)
     nodes = session.execute(select(Node).order_by(Node.name)).scalars()
     return [_candidate(node, usage.get(node.name, (0, 0, 0)), builds.get(node.name, [])) for node in nodes]

@@ -68,7 +68,9 @@ def call_node(app: Celery, node: str, verb: str, arguments: dict[str, Any], time
     Raises the node's own error, or EnvironmentFault when the node does not answer in time; then the
     command has expired and will not run later.
     """
-    result = _send(app, COMMAND_TASK, [verb, arguments], command_queue(node), expires=timeout_s, ignore_result=False)
+    result = _send(
+        app, COMMAND_TASK, [verb, arguments], command_queue(node), expires=timeout_s, ignore_result=False
+    )
     try:
         answer = cast(dict[str, Any], result.get(timeout=timeout_s))
     except CeleryTimeout as exc:
@@ -88,4 +90,16 @@ def _send(app: Celery, task: str, arguments: list[Any], queue: str, **options: A
         with app.connection_for_write(connect_timeout=SEND_TIMEOUT_S) as connection:
             return app.send_task(task, arguments, queue=queue, connection=connection, retry=False, **options)
     except (OperationalError, OSError) as exc:
-        raise EnvironmentFault("send a task", f"the queue does not answer: {exc}", "is Redis running?") from exc
+        raise EnvironmentFault(
+            "send a task", f"the queue does not answer: {exc}", "is Redis running?"
+        ) from exc
+
+
+def queue_length(app: Celery, name: str) -> int:
+    """Tasks that wait in a queue, without those a worker has taken. Raises EnvironmentFault."""
+    try:
+        with app.connection_for_read(connect_timeout=SEND_TIMEOUT_S) as connection:
+            channel = connection.default_channel
+            return int(channel.client.llen(name))
+    except (OperationalError, OSError) as exc:
+        raise EnvironmentFault("look into the queue", str(exc), "is Redis running?") from exc

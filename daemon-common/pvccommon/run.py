@@ -39,7 +39,9 @@ class Completed:
 class CommandFailed(EnvironmentFault):
     """A program ended with an exit code the caller did not accept, or by a signal."""
 
-    def __init__(self, argv: Sequence[str], returncode: int, stderr: str, seconds: float, why: str = "") -> None:
+    def __init__(
+        self, argv: Sequence[str], returncode: int, stderr: str, seconds: float, why: str = ""
+    ) -> None:
         self.argv = tuple(argv)
         self.returncode = returncode
         self.stderr = stderr
@@ -95,14 +97,18 @@ def run(
         raise CommandNotFound(shown, 127, "", 0.0, f"cannot start: {exc.strerror}") from exc
     try:
         data = input.encode() if isinstance(input, str) else input
-        stdout, stderr, in_time = _communicate(process, data, started + timeout_s, lambda t: say(_redact(t, secrets)))
+        stdout, stderr, in_time = _communicate(
+            process, data, started + timeout_s, lambda t: say(_redact(t, secrets))
+        )
     except BaseException:
         end_process_group(process)
         raise
     seconds = time.monotonic() - started
     if not in_time:
         end_process_group(process)
-        raise CommandTimedOut(shown, -signal.SIGKILL, _redact(stderr, secrets), seconds, f"not done after {timeout_s:g} s")
+        raise CommandTimedOut(
+            shown, -signal.SIGKILL, _redact(stderr, secrets), seconds, f"not done after {timeout_s:g} s"
+        )
     if process.returncode not in ok:
         raise CommandFailed(shown, process.returncode, _redact(stderr or stdout, secrets), seconds)
     return Completed(tuple(shown), process.returncode, stdout, stderr, seconds)

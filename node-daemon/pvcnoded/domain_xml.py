@@ -1,0 +1,105 @@
+"""From a script's checked domain XML to the one libvirt gets.
+
+Scripts name volumes and networks; this node knows what stands behind them. Whatever decides about the host
+(emulator, CPU mode, files, bridges, the console's log) is set here, whatever the script wrote.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from lxml import etree
+
+from pvccommon.models import Json
+from pvccommon.storage.pool import BackingFile, DiskSource, StoragePool
+from pvcnoded.domain_policy import disk_source, find_network
+
+FindSource = Callable[[str, str], DiskSource]  # (pool, volume) -> what stands behind it
+
+
+def source_to_come(pool: str, volume: str) -> DiskSource:
+    """Stands in for a volume that is not made yet: a domain with it can be defined, never started."""
+    return DiskSource("file", f"/nonexistent/{pool}/{volume}", "raw")
+
+
+def sources_of(pools: Mapping[str, StoragePool]) -> FindSource:
+    """The volumes as they are in the pools now."""
+    return lambda pool, volume: pools[pool].disk_source(volume)
+
+
+def resolve_domain(checked: "etree._Element", plan: Json, find_source: FindSource, console_log: Path) -> str:
+    """The definition for libvirt, from a document that `check_domain` let pass; that one is not changed."""
+    root = copy.deepcopy(checked)
+    domain = plan["domain"]
+    root.set("type", domain["type"])
+    for devices in root.findall("devices"):
+        for emulator in devices.findall("emulator"):
+            devices.remove(emulator)
+    _set_cpu(root, domain)
+    for disk in root.findall("devices/disk"):
+        pool, volume = disk_source(disk) or ("", "")
+        _set_disk(disk, find_source(pool, volume))
+    for interface in root.findall("devices/interface"):
+        _set_interface(interface, find_network(interface, plan) or {})
+    _set_console_log(root, console_log)
+    etree.indent(root)
+    return etree.tostring(root, encoding="unicode")
+
+
+def _set_cpu(root: "etree._Element", domain: Json) -> None:
+    cpu = root.find("cpu")
+    topology = None if cpu is None else cpu.find("topology")
+    if cpu is not None:
+        root.remove(cpu)
+    cpu = etree.SubElement(root, "cpu", mode=domain["cpu_mode"])
+    if domain["type"] == "kvm":
+        cpu.set("migratable", "on")
+    vcpus = (root.findtext("vcpu") or "1").strip()
+    if topology is None:
+        topology = etree.Element("topology", sockets="1", cores=vcpus, threads="1")
+    cpu.append(topology)
+
+
+def _set_disk(disk: "etree._Element", source: DiskSource) -> None:
+    for tag in ("source", "auth"):
+        for element in disk.findall(tag):
+            disk.remove(element)
+    disk.set("type", source.type)
+    driver = disk.find("driver")
+    if driver is None:
+        driver = etree.Element("driver", discard="unmap")
+        disk.insert(0, driver)
+    driver.set("name", "qemu")
+    driver.set("type", source.format)
+    disk.insert(1, etree.Element("source", file=source.path))
+    for element in disk.findall("backingStore"):
+        disk.remove(element)
+    _add_backing(disk, 2, source.backing)
+
+
+def _add_backing(parent: "etree._Element", position: int, files: Sequence[BackingFile]) -> None:
+    """Name every file below a copy-on-write file, so that neither libvirt nor QEMU probes for it."""
+    store = etree.Element("backingStore")
+    parent.insert(position, store)
+    if files:
+        store.set("type", "file")
+        etree.SubElement(store, "format", type=files[0].format)
+        etree.SubElement(store, "source", file=files[0].path)
+        _add_backing(store, 2, files[1:])
+
+
+def _set_interface(interface: "etree._Element", network: Json) -> None:
+    for element in interface.findall("source"):
+        interface.remove(element)
+    if network["user"]:
+        interface.set("type", "user")
+    else:
+        interface.set("type", "bridge")
+        interface.insert(0, etree.Element("source", bridge=network["bridge"]))
+
+
+def _set_console_log(root: "etree._Element", path: Path) -> None:
+    """Have the first serial port written to a log, which virtlogd keeps from growing without end."""
+    serial = root.find("devices/serial")
+    if serial is not None:
+        serial.insert(0, etree.Element("log", file=str(path), append="off"))

@@ -1,0 +1,207 @@
+"""libvirt on this node: domains are defined, started, stopped and looked at here and nowhere else."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import libvirt
+
+from pvccommon.errors import EnvironmentFault, Exists, NotFound, TimedOut, WrongState
+
+SHUTDOWN_TIMEOUT_S = 180
+KEEPALIVE = (5, 3)  # seconds between probes, probes unanswered before the connection counts as lost
+STATE_WORDS = {
+    libvirt.VIR_DOMAIN_NOSTATE: "unknown",
+    libvirt.VIR_DOMAIN_RUNNING: "running",
+    libvirt.VIR_DOMAIN_BLOCKED: "running",
+    libvirt.VIR_DOMAIN_PAUSED: "paused",
+    libvirt.VIR_DOMAIN_SHUTDOWN: "shutdown",
+    libvirt.VIR_DOMAIN_SHUTOFF: "shutoff",
+    libvirt.VIR_DOMAIN_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
+}
+UNDEFINE_FLAGS = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+)
+
+
+class Hypervisor:
+    """One connection to libvirt, made when first needed and again after libvirtd was restarted."""
+
+    def __init__(self, uri: str, console_directory: str) -> None:
+        self._uri = uri
+        self._console_directory = Path(console_directory)
+        self._connection: libvirt.virConnect | None = None
+        self._lock = threading.Lock()
+
+    def console_path(self, name: str) -> Path:
+        """The log of a domain's serial console, written by virtlogd."""
+        return self._console_directory / f"{name}-console.log"
+
+    def define(self, name: str, xml: str, *, autostart: bool = False) -> None:
+        """Define a domain. Raises Exists, or EnvironmentFault when libvirt refuses."""
+        with self._talking(f"define domain {name}") as connection:
+            if _lookup(connection, name):
+                raise Exists(
+                    f"define domain {name}", "libvirt has a domain of this name", "pvc cluster orphans"
+                )
+            domain = connection.defineXML(xml)
+            domain.setAutostart(autostart)
+
+    def redefine(self, name: str, xml: str) -> None:
+        """Replace the definition of a domain of the same name and UUID."""
+        with self._talking(f"define domain {name}") as connection:
+            connection.defineXML(xml)
+
+    def start(self, name: str) -> None:
+        """Start a domain; one that runs already is fine. Raises NotFound, EnvironmentFault."""
+        with self._talking(f"start domain {name}") as connection:
+            domain = self._find(connection, name)
+            if not domain.isActive():
+                domain.create()
+
+    def stop(self, name: str) -> None:
+        """End a domain at once, as if its power were cut; one that does not run is fine. Raises NotFound."""
+        with self._talking(f"stop domain {name}") as connection:
+            domain = self._find(connection, name)
+            with suppress_not_running():
+                if domain.isActive():
+                    domain.destroy()
+
+    def shutdown(self, name: str, *, wait: bool, timeout_s: float = SHUTDOWN_TIMEOUT_S) -> None:
+        """Ask the guest to power off. Raises WrongState when it does not run, TimedOut after a wait in vain."""
+        what = f"shut down domain {name}"
+        with self._talking(what) as connection:
+            domain = self._find(connection, name)
+            if not domain.isActive():
+                raise WrongState(what, "it does not run")
+            domain.shutdown()
+        deadline = time.monotonic() + timeout_s
+        while wait and self.state(name) != "shutoff":
+            if time.monotonic() > deadline:
+                raise TimedOut(
+                    what, f"the guest did not power off within {timeout_s:g} s", f"pvc vm stop {name}"
+                )
+            time.sleep(0.5)
+
+    def undefine(self, name: str) -> None:
+        """Stop and undefine a domain and forget its console log; all gone already is fine."""
+        with self._talking(f"undefine domain {name}") as connection:
+            domain = _lookup(connection, name)
+            if domain is not None:
+                with suppress_not_running():
+                    if domain.isActive():
+                        domain.destroy()
+                domain.undefineFlags(UNDEFINE_FLAGS)
+        for path in self._console_directory.glob(f"{name}-console.log*"):
+            path.unlink(missing_ok=True)
+
+    def state(self, name: str) -> str:
+        """`running`, `shutoff`, …, or `missing`."""
+        with self._talking(f"look at domain {name}") as connection:
+            domain = _lookup(connection, name)
+            return "missing" if domain is None else STATE_WORDS.get(domain.state()[0], "unknown")
+
+    def states(self) -> dict[str, str]:
+        """State of every domain libvirt knows, by name."""
+        with self._talking("list domains") as connection:
+            found = {}
+            for domain in connection.listAllDomains():
+                with suppress(libvirt.libvirtError):  # gone between the list and the question
+                    found[domain.name()] = STATE_WORDS.get(domain.state()[0], "unknown")
+            return found
+
+    def xml(self, name: str) -> str:
+        """The persistent definition."""
+        with self._talking(f"read domain {name}") as connection:
+            return str(self._find(connection, name).XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+
+    def version(self) -> str:
+        with self._talking("ask libvirt for its version") as connection:
+            number = connection.getLibVersion()
+            return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+    def console_tail(self, name: str, lines: int) -> str:
+        """The last lines of the serial console's log; empty when nothing was written yet."""
+        return read_tail(self.console_path(name), lines)
+
+    def _find(self, connection: libvirt.virConnect, name: str) -> libvirt.virDomain:
+        domain = _lookup(connection, name)
+        if domain is None:
+            raise NotFound(f"find domain {name}", "libvirt has no such domain", "see: virsh list --all")
+        return domain
+
+    @contextmanager
+    def _talking(self, what: str) -> Iterator[libvirt.virConnect]:
+        try:
+            yield self._open()
+        except libvirt.libvirtError as exc:
+            raise EnvironmentFault(
+                what, exc.get_error_message() or str(exc), "see the log of libvirtd"
+            ) from exc
+
+    def _open(self) -> libvirt.virConnect:
+        with self._lock:
+            if self._connection is None or not self._connection.isAlive():
+                libvirt.registerErrorHandler(
+                    lambda _context, _error: None, None
+                )  # errors are raised, not printed
+                start_event_loop()
+                self._connection = libvirt.open(self._uri)
+                self._connection.setKeepAlive(*KEEPALIVE)
+            return self._connection
+
+
+_event_loop = threading.Lock()
+
+
+def start_event_loop() -> None:
+    """Run libvirt's event loop in a thread, once for each process: without it keepalive does nothing."""
+    if not _event_loop.acquire(blocking=False):
+        return
+    libvirt.virEventRegisterDefaultImpl()
+
+    def spin() -> None:
+        while True:
+            libvirt.virEventRunDefaultImpl()
+
+    threading.Thread(target=spin, name="libvirt events", daemon=True).start()
+
+
+@contextmanager
+def suppress_not_running() -> Iterator[None]:
+    """A domain that ends by itself between two calls is as good as stopped."""
+    try:
+        yield
+    except libvirt.libvirtError as exc:
+        if exc.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
+            raise
+
+
+def _lookup(connection: libvirt.virConnect, name: str) -> libvirt.virDomain | None:
+    """The domain or None; any answer but "no such domain" raises."""
+    try:
+        return connection.lookupByName(name)
+    except libvirt.libvirtError as exc:
+        if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
+
+
+def read_tail(path: Path, lines: int, limit_bytes: int = 1024 * 1024) -> str:
+    """The last lines of a file a guest writes: at most `limit_bytes` are read, bad bytes replaced."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - limit_bytes))
+            data = file.read(limit_bytes)
+    except FileNotFoundError:
+        return ""
+    return "\n".join(
+        data.decode(errors="replace").replace("\0", "").splitlines()[-lines:] if lines > 0 else []
+    )

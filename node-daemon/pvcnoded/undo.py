@@ -1,0 +1,30 @@
+"""How each kind of journalled thing is undone on this node. Every undoer is idempotent."""
+
+from collections.abc import Mapping
+
+from pvccommon.database import Database
+from pvccommon.errors import EnvironmentFault
+from pvccommon.models import Vm
+from pvccommon.storage.pool import StoragePool
+from pvcnoded.hypervisor import Hypervisor
+from pvcnoded.journal import Undo
+
+VOLUME, DOMAIN, VM = "volume", "domain", "vm"
+
+
+def undoers(database: Database, pools: Mapping[str, StoragePool], hypervisor: Hypervisor) -> dict[str, Undo]:
+    """Kind -> function taking the resource's name."""
+
+    def undo_volume(name: str) -> None:
+        pool, _, volume = name.partition("/")
+        if pool not in pools:
+            raise EnvironmentFault(f"delete volume {name}", "the pool is no longer configured on this node")
+        pools[pool].delete_volume(volume, missing_ok=True)
+
+    def undo_vm(name: str) -> None:
+        with database.session() as session:
+            row = session.get(Vm, name)
+            if row is not None:
+                session.delete(row)
+
+    return {VOLUME: undo_volume, DOMAIN: hypervisor.undefine, VM: undo_vm}

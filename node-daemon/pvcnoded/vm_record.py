@@ -1,0 +1,46 @@
+"""The row of a VM that a build makes."""
+
+from pvccommon.database import Database
+from pvccommon.errors import Exists
+from pvccommon.models import Json, Vm
+
+COPIED_FROM_SYSTEM = (
+    "node_limit",
+    "node_selector",
+    "node_autostart",
+    "migration_method",
+    "migration_max_downtime",
+)
+
+
+def write_vm(database: Database, build_id: str, plan: Json, xml: str) -> None:
+    """Insert the row in state `provision`, in which nobody touches the VM. Raises Exists."""
+    name = plan["vm"]["name"]
+    with database.session() as session:
+        if session.get(Vm, name):
+            raise Exists(f"create VM {name}", "a VM of this name exists", f"pvc vm remove {name}")
+        session.add(
+            Vm(
+                name=name,
+                uuid=plan["vm"]["uuid"],
+                node=plan["node"],
+                state="provision",
+                profile=plan["profile"],
+                description=f"made from profile {plan['profile']}",
+                memory_mib=plan["domain"]["memory_mib"],
+                vcpus=plan["domain"]["vcpus"],
+                xml=xml,
+                userdata=plan["userdata"],
+                volumes=[{"pool": volume["pool"], "volume": volume["volume"]} for volume in plan["volumes"]],
+                build=build_id,
+                **{column: plan["system"][column] for column in COPIED_FROM_SYSTEM},
+            )
+        )
+
+
+def update_vm(database: Database, name: str, **columns: object) -> None:
+    """Change columns of a VM's row; a VM that is gone stays gone."""
+    with database.session() as session:
+        row = session.get(Vm, name)
+        for column, value in columns.items() if row is not None else ():
+            setattr(row, column, value)
