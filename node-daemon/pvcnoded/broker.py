@@ -15,7 +15,7 @@ from pvccommon.storage.partition import PartitionDevice, add_partition
 from pvccommon.storage.pool import BlockDevice, StoragePool
 from pvcnoded.build_log import BuildLog
 from pvcnoded.journal import Journal
-from pvcnoded.sandbox import Sandbox
+from pvcnoded.sandbox.sandbox import Sandbox
 
 MAX_PARTITIONS = 16
 
@@ -100,7 +100,6 @@ class Broker:
             with ExitStack() as stack:
                 device = stack.enter_context(self._pools[planned["pool"]].open_device(planned["volume"]))
                 self._sandbox.add_device(device.name, device.major, device.minor, [f"rbd/{'/'.join(key)}"])
-                stack.callback(self._forget_device, device.name)
                 self._mapped[key] = MappedVolume(device, stack.pop_all())
         return {"device": f"/dev/rbd/{'/'.join(key)}", "node": f"/dev/{self._mapped[key].device.name}"}
 
@@ -109,11 +108,9 @@ class Broker:
         mapped = self._mapped.pop(_key(planned), None)
         if mapped is None:
             raise WrongState(_what("unmap", planned), "it is not mapped")
-        try:
-            mapped.undo.close()
-        finally:
-            for partition in mapped.partitions.values():
-                self._forget_device(partition.name)
+        for device in (*mapped.partitions.values(), mapped.device):
+            self._sandbox.remove_device(device.name)
+        mapped.undo.close()
         return {}
 
     def partitions(self, arguments: Json) -> Json:
@@ -202,9 +199,6 @@ class Broker:
                 "ask for volume.partitions first",
             )
         return found
-
-    def _forget_device(self, name: str) -> None:
-        self._sandbox.remove_device(name)
 
 
 def _key(planned: Json) -> tuple[str, str]:

@@ -74,7 +74,7 @@ class Hypervisor:
                     domain.destroy()
 
     def shutdown(self, name: str, *, wait: bool, timeout_s: float = SHUTDOWN_TIMEOUT_S) -> None:
-        """Ask the guest to power off. Raises WrongState when it does not run, TimedOut after a wait in vain."""
+        """Ask the guest to power off. Raises WrongState (it does not run), TimedOut (waited in vain)."""
         what = f"shut down domain {name}"
         with self._talking(what) as connection:
             domain = self._find(connection, name)

@@ -23,7 +23,8 @@ from pvcnoded.domain_policy import check_domain
 from pvcnoded.domain_xml import FindSource, resolve_domain, source_to_come, sources_of
 from pvcnoded.hypervisor import Hypervisor
 from pvcnoded.journal import Journal
-from pvcnoded.sandbox import Sandbox, SandboxSpec, open_sandbox, uid_slot
+from pvcnoded.sandbox.sandbox import Sandbox, SandboxSpec, open_sandbox
+from pvcnoded.sandbox.userns import range_start, uid_slot
 from pvcnoded.sdk import sdk_zip
 from pvcnoded.undo import DOMAIN, VM
 from pvcnoded.vm_record import update_vm, write_vm
@@ -178,7 +179,7 @@ class Pipeline:
         return open_sandbox(
             SandboxSpec(
                 build_id=self.journal.build_id,
-                first_uid=settings.first_uid + slot * 65_536,
+                first_uid=range_start(settings.first_uid, slot),
                 hidden_paths=(self.config.state_directory, *settings.hidden_paths),
                 network=settings.network,
                 sdk_zip=sdk_zip(settings.sdk_directory),
