@@ -1,7 +1,7 @@
 """Shows a build while it runs, on stderr: a live line below the scrolling log, or plain lines."""
 
+import sys
 import time
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Protocol, Self
@@ -52,8 +52,7 @@ def watch(context: Context, client: ApiClient, task_id: str, *, log: bool = True
 def display_for(context: Context, *, log: bool) -> Display:
     if context.quiet or context.silent:
         return Nothing()
-    console = context.console(stderr=True)
-    return LiveDisplay(context, log=log) if console.is_terminal else PlainDisplay(context, log=log)
+    return LiveDisplay(context, log=log) if sys.stderr.isatty() else PlainDisplay(context, log=log)
 
 
 def show_times(context: Context, task: Task) -> None:
@@ -62,25 +61,17 @@ def show_times(context: Context, task: Task) -> None:
         print_table(context, STAGES, stages, stderr=True)
 
 
-def show_log(context: Context, lines: Iterable[LogLine]) -> None:
-    """Stored log lines as a result, on stdout."""
-    for line in lines:
-        context.out(log_text(line))
-
-
 def log_text(line: LogLine) -> str:
     level = f"{line.level}: " if line.level in ("error", "warning") else ""
     return f"[{line.stage or '-'}] {level}{printable(line.message)}"
 
 
 def percent_of(task: Task) -> float | None:
-    """The server's own figure, else the share of stages done."""
-    percent = task.get("percent")
-    if isinstance(percent, (int, float)):
-        return float(percent)
-    total, current = task.get("total"), task.get("current")
+    """How far the whole build is: steps done, and the share of the present one, which `percent` tells."""
+    total, current, percent = task.get("total"), task.get("current"), task.get("percent")
+    share = percent / 100 if isinstance(percent, (int, float)) else 0.0
     if isinstance(total, int) and isinstance(current, int) and total > 1:
-        return 100.0 * current / total
+        return min(100.0, 100 * (current + share) / total)
     return None
 
 

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pvc.client import ApiClient
+from pvc.client import ApiClient, Params
 from pvc.errors import EXIT_CODES, CliError, Unreachable
 
 Task = Mapping[str, Any]
 
 POLL_S = 0.5
+LOG_PAGE = 1000
 # How long the API may be away (restart, network) before waiting is given up.
 PATIENCE_S = 120.0
 UNFINISHED = ("PENDING", "RUNNING")
@@ -159,7 +160,7 @@ def poll_events(
         try:
             # The task before the log: a final state seen first means that no line can be missed.
             task = get_task(client, task_id)
-            lines = log_lines(client, task_id, after)
+            lines = list(log_lines(client, task_id, after))
         except CliError as error:
             patience.bear(error)
         else:
@@ -201,10 +202,24 @@ class Patience:
             ) from error
 
 
-def log_lines(client: ApiClient, task_id: str, after: int, limit: int | None = None) -> list[LogLine]:
-    """The stored log after a sequence number; empty on servers that keep none."""
+def log_lines(client: ApiClient, task_id: str, after: int) -> Iterator[LogLine]:
+    """The stored log after a sequence number, page by page; nothing on servers that keep none."""
+    while True:
+        page = log_page(client, task_id, {"after": after, "lines": LOG_PAGE})
+        yield from page
+        if len(page) < LOG_PAGE or page[-1].seq <= after:
+            return
+        after = page[-1].seq
+
+
+def last_lines(client: ApiClient, task_id: str, lines: int) -> list[LogLine]:
+    """The end of the stored log."""
+    return log_page(client, task_id, {"lines": lines})[-lines:]
+
+
+def log_page(client: ApiClient, task_id: str, query: Params) -> list[LogLine]:
     try:
-        answer = client.get("tasks", task_id, "log", query={"after": after, "lines": limit})
+        answer = client.get("tasks", task_id, "log", query=query)
     except CliError as error:
         if error.status == 404:
             return []

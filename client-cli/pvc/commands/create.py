@@ -1,6 +1,6 @@
 """`pvc provisioner create` and `plan`: make a VM from a profile, or only say what would be made."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -8,7 +8,7 @@ import click
 from pvc.client import ApiClient
 from pvc.completion import profile_names
 from pvc.context import Context, pass_context
-from pvc.errors import CliError, Unreachable, problems_in
+from pvc.errors import CliError, Problem, Unreachable, WrongInput, problems_in
 from pvc.options import argument_option, check_script_args, detail_format_option, wait_option
 from pvc.output import Column, Row, Table, print_details, print_table, show_json, size_text
 from pvc.progress import watch
@@ -171,9 +171,7 @@ def plan(
 
 
 def print_plan(context: Context, found: Row) -> None:
-    vm = found.get("vm")
-    details = list(vm.items()) if isinstance(vm, dict) else []
-    print_details(context, "VM", [*details, ("node", found.get("node"))])
+    print_details(context, "VM", plan_details(found))
     for table, rows in (
         (VOLUMES, found.get("volumes")),
         (NETWORKS, found.get("networks")),
@@ -184,6 +182,16 @@ def print_plan(context: Context, found: Row) -> None:
             print_table(context, table, rows)
 
 
+def plan_details(found: Row) -> Iterator[tuple[str, object]]:
+    """The plan's parts that are no lists: what is asked for, where, and the hardware."""
+    for key in ("node", "profile", "define", "start"):
+        yield key, found.get(key)
+    for part in ("vm", "system"):
+        values = found.get(part)
+        for key, value in values.items() if isinstance(values, dict) else ():
+            yield str(key).replace("_", " "), value
+
+
 def argument_values(arguments: object) -> list[dict[str, object]]:
     """Arguments come as a map; secrets are masked by the server already."""
     if not isinstance(arguments, Mapping):
@@ -192,12 +200,14 @@ def argument_values(arguments: object) -> list[dict[str, object]]:
 
 
 def not_possible(name: str, found: Row) -> CliError:
+    """Wrong input and failed checks are both reasons; the first hint is shown."""
     failed = [check for check in found.get("checks") or [] if not check.get("ok")]
+    reasons = [
+        Problem(str(check.get("name") or ""), str(check.get("message") or "failed")) for check in failed
+    ]
     hints = [str(check["hint"]) for check in failed if check.get("hint")]
-    return CliError(
+    return WrongInput(
         f"{name} cannot be built like this",
-        why=", ".join(str(check.get("message") or check.get("name")) for check in failed),
         hint=hints[0] if hints else "",
-        kind="wrong-input",
-        problems=problems_in(found.get("problems")),
+        problems=[*problems_in(found.get("problems")), *reasons],
     )

@@ -87,12 +87,11 @@ def profile() -> None:
 @click.option(
     "-p",
     "--profile-type",
-    type=click.Choice(["provisioner", "ova"]),
+    type=click.Choice(["provisioner"]),
     default="provisioner",
     show_default=True,
-    help="Whether a script builds the VM, or an imported appliance is its source.",
+    help="The kind of profile: its script builds the VM.",
 )
-@click.option("-o", "--ova", metavar="NAME", help="The appliance of a profile of type ova.")
 @parts(required=True)
 @pass_context
 def add(context: Context, name: str, script_args: tuple[str, ...], **options: Any) -> None:

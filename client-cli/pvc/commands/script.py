@@ -27,13 +27,25 @@ def default_of(row: Row) -> object:
     return "" if row.get("secret") else row.get("default")
 
 
+def allowed_of(row: Row) -> object:
+    """The limits of an argument's value in words."""
+    low, high = row.get("minimum"), row.get("maximum")
+    limits = [row.get("choices") or None, row.get("pattern")]
+    limits += (
+        [f"{low if low is not None else ''}…{high if high is not None else ''}"]
+        if (low, high) != (None, None)
+        else []
+    )
+    return [limit for limit in limits if limit is not None]
+
+
 ARGUMENTS = Table(
     columns=(
         Column("argument", "name"),
         Column("type", "type"),
         Column("required", "required"),
         Column("default", default_of),
-        Column("choices", "choices"),
+        Column("allowed", allowed_of),
         Column("secret", "secret"),
         Column("meaning", "help"),
     ),

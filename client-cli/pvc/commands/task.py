@@ -13,8 +13,8 @@ from pvc.context import Context, pass_context
 from pvc.errors import CliError, WrongInput
 from pvc.options import format_option, wait_option
 from pvc.output import RAW, Column, Row, Table, moment_text, print_details, show_json, show_list, time_text
-from pvc.progress import percent_of, show_log
-from pvc.tasks import LogLine, Task, check_success, get_task, is_finished, log_lines, poll_events
+from pvc.progress import log_text, percent_of
+from pvc.tasks import LogLine, Task, check_success, get_task, is_finished, last_lines, log_lines, poll_events
 
 TABLE = Table(
     columns=(
@@ -145,15 +145,16 @@ def cancel(context: Context, task_id: str) -> None:
 def log(context: Context, task_id: str, lines: int | None, follow: bool, as_json: bool) -> None:
     """Print the log of the build ID."""
     client = context.client
-    stored = log_lines(client, task_id, 0)
-    if not stored:
+    after = 0
+    for line in last_lines(client, task_id, lines) if lines else log_lines(client, task_id, after):
+        print_line(context, line, as_json=as_json)
+        after = line.seq
+    if after == 0:
         explain_empty(client, task_id)
-    print_lines(context, stored[-lines:] if lines else stored, as_json=as_json)
     if follow:
-        after = stored[-1].seq if stored else 0
         for happening in poll_events(client, task_id, after):
             if isinstance(happening, LogLine):
-                print_lines(context, [happening], as_json=as_json)
+                print_line(context, happening, as_json=as_json)
 
 
 def explain_empty(client: ApiClient, task_id: str) -> None:
@@ -163,12 +164,11 @@ def explain_empty(client: ApiClient, task_id: str) -> None:
         check_success(found, task_id)
 
 
-def print_lines(context: Context, lines: list[LogLine], *, as_json: bool) -> None:
-    if not as_json:
-        show_log(context, lines)
-        return
-    for line in lines:
+def print_line(context: Context, line: LogLine, *, as_json: bool) -> None:
+    if as_json:
         show_json(context, vars(line))
+    else:
+        context.out(log_text(line))
 
 
 def builds(client: ApiClient, *, limit: int) -> list[Row]:

@@ -225,5 +225,5 @@ def test_plan_that_cannot_be_built_exits_2(api: FakeApi, pvc_run: Any) -> None:
     api.answers["POST /provisioner/plan"] = {**PLAN, "ok": False, "checks": checks}
     result = pvc_run("provisioner", "plan", "web1", "debian12")
     assert result.code == 2
-    assert "error: web1 cannot be built like this: hv1 lacks 2 GiB" in result.err
+    assert "error: web1 cannot be built like this: memory: hv1 lacks 2 GiB" in result.err
     assert "hint: take a smaller template" in result.err

@@ -4,8 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from cli_fake_api import FakeApi, event_stream, log_event, task
+from cli_fake_api import FakeApi, Steps, event_stream, log_event, task
 
+from pvc.progress import percent_of
 from pvc.tasks import parse_events
 
 UNKNOWN = {
@@ -77,8 +78,40 @@ def test_log_prints_stored_lines(api: FakeApi, pvc_run: Any) -> None:
         == "[install] one\n[install] two\n[install] error: three\n"
     )
     assert pvc_run("cluster", "task", "log", "b1", "-l", "1").out == "[install] error: three\n"
+    assert api.asked[-1].query == {"lines": ["1"]}
     lines = pvc_run("cluster", "task", "log", "b1", "--json").out.splitlines()
     assert [json.loads(line)["seq"] for line in lines] == [1, 2, 3]
+
+
+def test_a_long_log_is_fetched_page_by_page(
+    api: FakeApi, pvc_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pvc.tasks.LOG_PAGE", 2)
+    pages = [[log_event(1, "a"), log_event(2, "b")], [log_event(3, "c"), log_event(4, "d")], []]
+    api.answers["GET /tasks/b1/log"] = Steps(*({"events": page} for page in pages))
+    assert len(pvc_run("cluster", "task", "log", "b1").out.splitlines()) == 4
+    assert [asked.query["after"] for asked in api.asked] == [["0"], ["2"], ["4"]]
+
+
+def test_log_follows_to_the_end(api: FakeApi, pvc_run: Any) -> None:
+    api.answers["GET /tasks/b1/log"] = Steps(
+        {"events": [log_event(1, "a")]}, {"events": []}, {"events": [log_event(2, "b")]}
+    )
+    api.answers["GET /tasks/b1"] = Steps(task("RUNNING"), task())
+    assert pvc_run("cluster", "task", "log", "-f", "b1").out == "[install] a\n[install] b\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "percent"),
+    [
+        ({"current": 0, "percent": None}, 0),
+        ({"current": 5, "total": 10, "percent": 50}, 55),
+        ({"current": 11, "percent": None}, 100),
+        ({"current": 1, "total": 1}, None),
+    ],
+)
+def test_progress_of_the_whole_build(changes: dict[str, Any], percent: float | None) -> None:
+    assert percent_of(task("RUNNING", **changes)) == percent
 
 
 def test_events_are_parsed_as_the_standard_says() -> None:
