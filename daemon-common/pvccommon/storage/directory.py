@@ -287,7 +287,8 @@ class DirectoryPool(StoragePool):
             with os_errors(f"open volume {label}"), self._opening():
                 image = self._head(name, "open")
                 fd = self._open_content(image, f"open volume {label}", stack, read_only=read_only)
-            yield stack.enter_context(loop_device(fd, label, read_only=read_only))
+                direct_io = not self._is_exported(image)
+            yield stack.enter_context(loop_device(fd, label, read_only=read_only, direct_io=direct_io))
 
     def disk_source(self, name: str) -> DiskSource:
         with os_errors(f"find volume {self.describe(name)}"), self._opening():
@@ -314,7 +315,7 @@ class DirectoryPool(StoragePool):
 
     def _open_content(self, image: Image, what: str, stack: ExitStack, *, read_only: bool) -> int:
         """A locked descriptor of a file with the raw content of an image."""
-        if image.format == "raw" and self._mapping != "export":
+        if not self._is_exported(image):
             fd = lock_file(image.path, what, read_only=read_only)
             stack.callback(os.close, fd)
             return fd
@@ -324,6 +325,9 @@ class DirectoryPool(StoragePool):
             )
         node = qemu_img.chain(self._images.chain(image), writable=not read_only)
         return stack.enter_context(open_export(node, what, read_only=read_only))
+
+    def _is_exported(self, image: Image) -> bool:
+        return image.format != "raw" or self._mapping == "export"
 
     # ---- links
 

@@ -3,6 +3,10 @@
 The daemon gets a mount namespace of its own and mounts the export there, over the file it is told to use;
 we open it through /proc/<pid>/root. No other process ever sees the mount, and the kernel drops it with the
 daemon, which in turn gets SIGKILL when our process dies. There is no mount point to make or remove.
+
+A loop device on an export must not use direct I/O: that sends several writes at a time, and QEMU 7.2 then
+writes one request's data in another's place (its FUSE export handles requests while it waits for a write,
+with one buffer for all). Without direct I/O the kernel sends one write at a time, under the inode's lock.
 """
 
 import json

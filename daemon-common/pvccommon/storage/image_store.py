@@ -191,7 +191,7 @@ class ImageStore:
         return image.path.stat().st_blocks * 512
 
     def is_untouched(self, image: Image) -> bool:
-        """Whether an overlay holds nothing of its own: its L1 table is empty, so its parent reads the same."""
+        """Whether an overlay holds nothing of its own: with an empty L1 table its parent reads the same."""
         parent = self.parent(image)
         if parent is None or self.size_bytes(parent) != self.size_bytes(image):
             return False

@@ -94,7 +94,7 @@ def loop_device(
 
 
 def attach(backing_fd: int, label: str, *, read_only: bool = False, direct_io: bool = True) -> BlockDevice:
-    """Bind a file to a free loop device. Undone by closing the returned `fd`, when nobody else has it open."""
+    """Bind a file to a free loop device. Undone by closing the `fd` of it, when nobody else has it open."""
     what = f"make a loop device of {label}"
     flags = LO_FLAGS_AUTOCLEAR | LO_FLAGS_PARTSCAN
     flags |= LO_FLAGS_READ_ONLY if read_only else 0

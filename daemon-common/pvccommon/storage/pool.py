@@ -149,7 +149,7 @@ class StoragePool(ABC):
 
     @abstractmethod
     def resize_volume(self, name: str, size_bytes: int) -> Volume:
-        """Grow the volume; the new part reads as zeros. Raises WrongInput for less than now, Busy while open."""
+        """Grow the volume; the new part reads as zeros. Raises WrongInput for less, Busy while open."""
 
     @abstractmethod
     def flatten_volume(self, name: str) -> Volume:
