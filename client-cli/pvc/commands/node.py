@@ -90,5 +90,5 @@ def details(found: Row, *, long: bool) -> Iterator[tuple[str, object]]:
     yield "VMs", found.get("running_domains") or found.get("domains_count")
     if long:
         yield "interfaces", found.get("interfaces")
-        for key in ("pools", "capabilities", "health_details"):
+        for key in ("heartbeat", "pools", "networks", "filesystems", "capabilities", "health_details"):
             yield key, found.get(key)
