@@ -43,7 +43,7 @@ class Postgresql(Service):
                 "-D",
                 str(self.data),
             )
-        # An unclean end (power, SIGKILL) leaves these; the pid in them may be a zombie's, or somebody else's by now.
+        # An unclean end (power, SIGKILL) leaves these; the pid in them may be a zombie's or a stranger's.
         for lock in (self.data / "postmaster.pid", *self.directory.glob(".s.PGSQL.*")):
             lock.unlink(missing_ok=True)
         write_private(self.data / "pg_hba.conf", RULES, (account.pw_uid, account.pw_gid))
