@@ -1,6 +1,7 @@
 """Pytest plugin of dev/check: with --forbid-skips, a skipped or expected-to-fail test fails the run."""
 
 import pytest
+from _pytest.terminal import TerminalReporter
 
 SKIPPED = pytest.StashKey[list[str]]()
 
@@ -29,12 +30,11 @@ class Recorder:
         if report.skipped:
             self.skipped.append(f"{report.nodeid}: {reason(report)}")
 
-    @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self.skipped and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+    def pytest_terminal_summary(self, terminalreporter: TerminalReporter) -> None:
         if self.skipped:
             terminalreporter.section("skipped, which is forbidden here", red=True)
             for line in self.skipped:

@@ -79,7 +79,9 @@ def overrides(assignments: Sequence[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not all(key.split(".")):
-            raise WrongInput(f"read --set {assignment}", "expected SECTION.KEY=VALUE")
+            raise WrongInput(
+                f"read --set {assignment}", "expected SECTION.KEY=VALUE", "--set builds.lease_s=5"
+            )
         *sections, name = key.split(".")
         place = result
         for section in sections:

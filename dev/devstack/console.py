@@ -8,8 +8,10 @@ from pathlib import Path
 
 from pvccommon.errors import TimedOut
 
-# Terminal control, ECMA-48: CSI and other escape sequences, then any control character but newline and tab.
-CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[ -/]*[0-~]|[\x00-\x08\x0b-\x1f\x7f]")
+# Terminal control, ECMA-48: OSC, CSI and other escape sequences, any control character but newline and tab.
+CONTROL = re.compile(
+    r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b\[[0-?]*[ -/]*[@-~]|\x1b[ -/]*[0-~]|[\x00-\x08\x0b-\x1f\x7f]"
+)
 PAUSE_S = 0.1
 
 
