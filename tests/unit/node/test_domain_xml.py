@@ -1,0 +1,51 @@
+"""From the checked document to the one libvirt gets."""
+
+from pathlib import Path
+
+from lxml import etree
+from plans import PLAN, plan, sdk_xml
+
+from pvccommon.storage.pool import BackingFile, DiskSource
+from pvcnoded.domain_policy import check_domain
+from pvcnoded.domain_xml import resolve_domain, source_to_come
+
+LOG = Path("/var/log/console/web1.log")
+
+
+def resolve(of: dict, source: DiskSource | None = None) -> "etree._Element":
+    checked = check_domain(sdk_xml(of), of)
+    before = etree.tostring(checked)
+    text = resolve_domain(checked, of, lambda pool, volume: source or source_to_come(pool, volume), LOG)
+    assert etree.tostring(checked) == before, "the checked document must stay as it is"
+    return etree.fromstring(text)
+
+
+def test_volumes_become_the_files_behind_them() -> None:
+    backing = (BackingFile("/pool/base.raw", "raw"),)
+    root = resolve(plan(), DiskSource("file", "/pool/web1_sda.qcow2", "qcow2", backing))
+    disk = root.find("devices/disk")
+    assert disk.get("type") == "file"
+    assert disk.find("source").attrib == {"file": "/pool/web1_sda.qcow2"}
+    assert disk.find("driver").get("type") == "qcow2"
+    assert disk.find("backingStore/source").get("file") == "/pool/base.raw"
+    assert disk.find("backingStore/backingStore") is not None, "the chain must end, or libvirt probes"
+
+
+def test_networks_become_bridges_or_user_mode() -> None:
+    bridge = resolve(plan()).find("devices/interface")
+    assert (bridge.get("type"), bridge.find("source").get("bridge")) == ("bridge", "brupstream")
+    user = resolve(plan(networks=[{**PLAN["networks"][0], "user": True}])).find("devices/interface")
+    assert (user.get("type"), user.find("source")) == ("user", None)
+
+
+def test_console_is_logged_where_the_node_says() -> None:
+    assert resolve(plan()).find("devices/serial/log").get("file") == str(LOG)
+
+
+def test_cpu_and_type_are_the_node_s() -> None:
+    of = plan(domain={**PLAN["domain"], "type": "kvm", "cpu_mode": "host-passthrough"})
+    checked = check_domain(sdk_xml(plan()), of)
+    root = etree.fromstring(resolve_domain(checked, of, source_to_come, LOG))
+    assert root.get("type") == "kvm"
+    assert root.find("cpu").get("mode") == "host-passthrough"
+    assert root.find("cpu/topology").get("cores") == "2"
