@@ -108,8 +108,8 @@ class Broker:
         mapped = self._mapped.pop(_key(planned), None)
         if mapped is None:
             raise WrongState(_what("unmap", planned), "it is not mapped")
-        for device in (*mapped.partitions.values(), mapped.device):
-            self._sandbox.remove_device(device.name)
+        for name in (*(p.name for p in mapped.partitions.values()), mapped.device.name):
+            self._sandbox.remove_device(name)
         mapped.undo.close()
         return {}
 
