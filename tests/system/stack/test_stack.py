@@ -35,7 +35,7 @@ DOMAIN = """
 
 
 def traces(path: Path) -> list[str]:
-    """What the machine shows of the stack in `path`: processes, mounts, loop devices; any bridge of libvirt."""
+    """What the machine shows of the stack in `path`: processes, mounts, loop devices, bridges."""
     loops = run(["losetup", "--list", "--noheadings"], timeout_s=10).stdout.splitlines()
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     links = json.loads(run(["ip", "-json", "link"], timeout_s=10).stdout)
