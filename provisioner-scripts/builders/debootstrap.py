@@ -1,6 +1,7 @@
 """Debian or Ubuntu from their package archives, on new disks."""
 
 from vmbuilder import Argument, ValidationError, VMBuilder, bootloader, chroot, cloud_init, debian
+from vmbuilder.apt_progress import AptProgress
 from vmbuilder.apt_sources import host_apt_sources, host_release
 from vmbuilder.command import require_tools
 from vmbuilder.target import Target
@@ -8,7 +9,7 @@ from vmbuilder.target import Target
 TARGET = "/tmp/target"
 
 # What makes it a VM: installed whatever else is wanted.
-BOOTABLE = ("grub-pc", "grub-efi-amd64-bin", "initramfs-tools", "systemd-sysv", "udev")
+BOOTABLE = ("grub-pc", "grub-efi-amd64-bin", "initramfs-tools", "systemd-sysv", "udev", "zstd")
 KERNELS = {"debian": "linux-image-cloud-amd64", "ubuntu": "linux-image-virtual"}
 COMPONENTS = {"debian": ("main",), "ubuntu": ("main", "universe")}
 
@@ -143,11 +144,18 @@ class VMBuilderScript(VMBuilder):
     def run_mmdebstrap(self, target: Target) -> None:
         """One run of apt installs everything. unsafe-io: an interrupted build is thrown away anyway."""
         optional = [f"?exact-name({name})" for name in OPTIONAL]
-        options = ["--mode=root", "--variant=minbase", "--skip=check/empty", "--dpkgopt=force-unsafe-io"]
+        options = [
+            "--mode=root",
+            "--variant=minbase",
+            "--skip=check/empty",
+            "--dpkgopt=force-unsafe-io",
+            "--verbose",
+        ]
         options += [f"--include={','.join([*self.packages(), *optional])}"]
         options += [f"--components={','.join(self.arguments['components'] or COMPONENTS[self.distribution])}"]
         options += [f"--keyring={self.arguments['keyring']}"] if self.arguments["keyring"] else []
-        self.run(["mmdebstrap", *options, self.release, target.root, *self.sources()], env={"INITRD": "No"})
+        argv = ["mmdebstrap", *options, self.release, target.root, *self.sources()]
+        self.run(argv, env={"INITRD": "No"}, on_line=AptProgress(self.progress, 5, 75).line)
         target.remove("/etc/dpkg/dpkg.cfg.d/99mmdebstrap", "/etc/apt/apt.conf.d/99mmdebstrap")
 
     def run_debootstrap(self, target: Target) -> None:
@@ -160,7 +168,8 @@ class VMBuilderScript(VMBuilder):
         if lines:
             target.write("/etc/apt/sources.list", "".join(f"{line}\n" for line in lines))
         with chroot.system_mounts(target.root), chroot.no_services(target.root):
-            debian.install_packages(target, self.packages(), OPTIONAL)
+            apt_progress = AptProgress(self.progress, 30, 75)
+            debian.install_packages(target, self.packages(), OPTIONAL, apt_progress.line)
 
     def configure(self, target: Target) -> None:
         """What is the same for every VM with these arguments."""

@@ -85,9 +85,13 @@ def write_efi_partition(node: str, volume: Volume, program: Path) -> None:
     """Format an EFI system partition (FAT32) and put `program` where firmware looks for it."""
     size = next(part.size_bytes for part in volume.layout if part.number == partitions.EFI_SYSTEM)
     sectors = str(size // partitions.SECTOR_BYTES)
-    run(["mformat", "-i", node, "-T", sectors, "-h", "64", "-s", "32", "-F", "-v", "EFI", "::"], timeout_s=60)
-    run(["mmd", "-i", node, "::/EFI", "::/EFI/BOOT"], timeout_s=60)
-    run(["mcopy", "-i", node, program, "::/EFI/BOOT/BOOTX64.EFI"], timeout_s=60)
+    run(
+        ["mformat", "-i", node, "-T", sectors, "-h", "64", "-s", "32", "-F", "-v", "EFI", "::"],
+        timeout_s=60,
+        quiet=True,
+    )
+    run(["mmd", "-i", node, "::/EFI", "::/EFI/BOOT"], timeout_s=60, quiet=True)
+    run(["mcopy", "-i", node, program, "::/EFI/BOOT/BOOTX64.EFI"], timeout_s=60, quiet=True)
 
 
 def _efi_start(volumes: Volumes) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, NoReturn
 
@@ -122,6 +122,7 @@ class VMBuilder:
         ok: Iterable[int] = (0,),
         secrets: Iterable[str] = (),
         quiet: bool = False,
+        on_line: Callable[[str], str | None] | None = None,
     ) -> command.Completed:
         """Run a program, its output going to the build log line by line. See vmbuilder.command.run."""
         return command.run(
@@ -134,6 +135,7 @@ class VMBuilder:
             ok=ok,
             secrets=secrets,
             quiet=quiet,
+            on_line=on_line,
         )
 
     @contextmanager

@@ -68,4 +68,6 @@ def entered(root: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _unmount(place: Path) -> None:
-    run(["umount", "--recursive", place], timeout_s=30)
+    # What comes from outside the user namespace cannot be unmounted piece by piece (EINVAL,
+    # mount_namespaces(7)), only all of a bind at once, and that is what "lazy" does.
+    run(["umount", "--lazy", place], timeout_s=30)

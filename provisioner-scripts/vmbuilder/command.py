@@ -55,6 +55,7 @@ def run(
     ok: Iterable[int] = (0,),
     secrets: Iterable[str] = (),
     quiet: bool = False,
+    on_line: Callable[[str], str | None] | None = None,
 ) -> Completed:
     """Run a program to its end.
 
@@ -64,6 +65,7 @@ def run(
     ok        exit codes that are no failure
     secrets   texts shown as *** in the log and in errors
     quiet     keep the output out of the log (the command itself is always shown)
+    on_line   is given every line of output and returns what to log in its place, None for nothing
 
     Raises CommandFailed when it cannot be started, exits otherwise, or takes longer than `timeout_s`.
     """
@@ -72,7 +74,7 @@ def run(
     log.write(log.Level.DEBUG, mask(_shown(words, chroot)))
     started = time.monotonic()
     process = _start(words, chroot=chroot, env=env, cwd=cwd, has_input=input is not None)
-    reader = _Reader(process, None if quiet else lambda line: log.write(log.Level.INFO, mask(line)))
+    reader = _Reader(process, None if quiet else _log_lines(mask, on_line))
     try:
         in_time = reader.read(input, deadline=started + timeout_s)
         returncode = process.wait(max(0.1, started + timeout_s - time.monotonic())) if in_time else None
@@ -138,6 +140,17 @@ def _start(
         )
     except OSError as exc:
         raise CommandFailed(words, f"could not be started: {exc.strerror}") from exc
+
+
+def _log_lines(
+    mask: Callable[[str], str], on_line: Callable[[str], str | None] | None
+) -> Callable[[str], None]:
+    def take(line: str) -> None:
+        shown = on_line(line) if on_line else line
+        if shown is not None:
+            log.write(log.Level.INFO, mask(shown))
+
+    return take
 
 
 class _Reader:

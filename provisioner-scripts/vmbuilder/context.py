@@ -8,12 +8,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PlanVolume:
-    """One disk of the VM. `filesystem` None: stays blank. `source_volume`: a clone of that volume."""
+    """One disk of the VM. `filesystem` None: stays blank. `source_volume`: a clone of that, of its size."""
 
     pool: str
     volume: str
     disk_id: str
-    size_bytes: int
+    size_bytes: int | None = None
     filesystem: str | None = None
     filesystem_args: tuple[str, ...] = ()
     mountpoint: str | None = None

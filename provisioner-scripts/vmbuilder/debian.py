@@ -1,6 +1,6 @@
 """What differs between releases of Debian and Ubuntu, and small jobs of installing them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +35,12 @@ def require_keyring(distribution: str) -> None:
         raise ValidationError(f"package {distribution}-archive-keyring is not installed on this node")
 
 
-def install_packages(target: Target, packages: Sequence[str], optional: Sequence[str] = ()) -> None:
+def install_packages(
+    target: Target,
+    packages: Sequence[str],
+    optional: Sequence[str] = (),
+    on_line: Callable[[str], str | None] | None = None,
+) -> None:
     """Install packages with the target's own apt, without recommended ones.
 
     `optional` are those to install where the release has them. Needs the target's system mounts.
@@ -50,7 +55,13 @@ def install_packages(target: Target, packages: Sequence[str], optional: Sequence
     run([*apt, "update"], chroot=target.root, timeout_s=600)
     known = [name for name in optional if _is_known(target, name)]
     wanted = ["install", "--yes", "--no-install-recommends", *packages, *known]
-    run([*apt, *wanted], chroot=target.root, env={"INITRD": "No"}, timeout_s=DEFAULT_TIMEOUT_S)
+    run(
+        [*apt, *wanted],
+        chroot=target.root,
+        env={"INITRD": "No"},
+        timeout_s=DEFAULT_TIMEOUT_S,
+        on_line=on_line,
+    )
     run([*apt, "clean"], chroot=target.root, timeout_s=60)
 
 

@@ -60,7 +60,7 @@ _HOST_KEYS_UNIT: Final = """\
 [Unit]
 Description=Make the SSH host keys of a new VM
 ConditionFileIsExecutable=/usr/bin/ssh-keygen
-ConditionPathExists=!/etc/ssh/ssh_host_ed25519_key
+ConditionPathExists=!/etc/ssh/ssh_host_rsa_key
 After=cloud-init.service cloud-init-network.service
 Before=ssh.service sshd.service ssh.socket
 

@@ -62,7 +62,7 @@ class Volume:
     def create(self) -> None:
         """Create the volume, or clone its source when the plan names one."""
         verb = "volume.clone" if self.source_volume else "volume.create"
-        self.size_bytes = int(self._ask(verb).get("size_bytes") or self.size_bytes)
+        self.size_bytes = self._ask(verb).get("size_bytes") or self.size_bytes
 
     def map(self) -> None:
         """Make it a block device."""

@@ -171,9 +171,6 @@ def test_runner_ends_when_the_worker_goes_away() -> None:
 
 
 def test_runner_refuses_to_start_without_a_channel() -> None:
-    import subprocess
-    import sys
-
     ended = subprocess.run(
         [sys.executable, "-m", "vmbuilder.runner"],
         env={"PYTHONPATH": str(SDK)},
