@@ -1,0 +1,1 @@
+"""The REST API daemon: requests in, rows and tasks out. One blueprint file a resource."""
