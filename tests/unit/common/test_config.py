@@ -42,13 +42,19 @@ def test_values_are_read_into_their_sections() -> None:
         ({"storage": {"pools": {"vms": {"drivr": "x"}}}}, "storage.pools.vms.drivr", "did you mean 'driver'"),
         ({"node": []}, "node", "must be a mapping"),
         ({"sandbox": {"first_uid": 1000}}, "sandbox.first_uid", "at least 65536"),
-        ({"api": {"listen": {"address": "0.0.0.0"}, "authentication": {"enabled": False}}},
-         "api.authentication.enabled", "loopback"),
-        ({"api": {"listen": {"address": "10.0.0.1"}, "authentication": {"anonymous_role": "viewer"}}},
-         "api.authentication.anonymous_role", "loopback"),
+        (
+            {"api": {"listen": {"address": "0.0.0.0"}, "authentication": {"enabled": False}}},
+            "api.authentication.enabled",
+            "loopback",
+        ),
+        (
+            {"api": {"listen": {"address": "10.0.0.1"}, "authentication": {"anonymous_role": "viewer"}}},
+            "api.authentication.anonymous_role",
+            "loopback",
+        ),
         ({"api": {"ssl": {"enabled": True}}}, "api.ssl", "certificate and key"),
     ],
-)  # fmt: skip
+)
 def test_wrong_documents_are_refused_with_path_and_reason(document: object, path: str, message: str) -> None:
     with pytest.raises(WrongInput) as caught:
         parse_config(document)

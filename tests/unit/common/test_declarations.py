@@ -69,12 +69,21 @@ BAD = {
     "bool version": (script("api_version = True"), "must be one of 1"),
     "not a tuple": (script("api_version = 1\narguments = load()"), "must be a tuple"),
     "not an argument": (script('api_version = 1\narguments = ("x",)'), "must be Argument"),
-    "not literal": (script('api_version = 1\narguments = (Argument("x", default=open("/etc/passwd")),)'), "literal"),
+    "not literal": (
+        script('api_version = 1\narguments = (Argument("x", default=open("/etc/passwd")),)'),
+        "literal",
+    ),
     "bad name": (script('api_version = 1\narguments = (Argument("x y"),)'), "is not a name"),
     "twice": (script('api_version = 1\narguments = (Argument("x"), Argument("x"))'), "declared twice"),
     "type": (script('api_version = 1\narguments = (Argument("x", type="float"),)'), "must be one of string"),
-    "default type": (script('api_version = 1\narguments = (Argument("x", type="integer", default="1"),)'), "not of type"),
-    "default choice": (script('api_version = 1\narguments = (Argument("x", default="a", choices=("b",)),)'), "choices"),
+    "default type": (
+        script('api_version = 1\narguments = (Argument("x", type="integer", default="1"),)'),
+        "not of type",
+    ),
+    "default choice": (
+        script('api_version = 1\narguments = (Argument("x", default="a", choices=("b",)),)'),
+        "choices",
+    ),
     "pattern": (script('api_version = 1\narguments = (Argument("x", pattern="("),)'), "regular expression"),
     "unknown property": (script('api_version = 1\narguments = (Argument("x", colour=1),)'), "not a property"),
     "star": (script('api_version = 1\narguments = (Argument("x", **more),)'), "must be Argument"),
@@ -82,7 +91,7 @@ BAD = {
     "signature": (script("api_version = 1\ndef setup(self, more): ..."), "no argument but self"),
     "cacheable": (script("api_version = 1\ncacheable = 'no'"), "must be True or False"),
     "too large": ("#" * 1_100_000, "is larger"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -114,8 +123,13 @@ def test_values_get_the_declared_types() -> None:
     )
     assert not problems
     assert values == {
-        "release": "bookworm", "count": 4, "fast": True, "packages": ["b", "c"], "password": None, "needed": "abc",
-    }  # fmt: skip
+        "release": "bookworm",
+        "count": 4,
+        "fast": True,
+        "packages": ["b", "c"],
+        "password": None,
+        "needed": "abc",
+    }
 
 
 @pytest.mark.parametrize(

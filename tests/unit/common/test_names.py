@@ -22,8 +22,20 @@ def test_what_breaks_a_url_is_not_an_object_name(name: str) -> None:
     assert not names.is_object_name(name)
 
 
-@pytest.mark.parametrize(("vni", "ok"), [("upstream", True), ("cluster", True), ("1", True), ("16777215", True),
-                                         ("16777216", False), ("0", False), ("", False), ("x", False), ("1 ", False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("vni", "ok"),
+    [
+        ("upstream", True),
+        ("cluster", True),
+        ("1", True),
+        ("16777215", True),
+        ("16777216", False),
+        ("0", False),
+        ("", False),
+        ("x", False),
+        ("1 ", False),
+    ],
+)
 def test_vnis(vni: str, ok: bool) -> None:
     assert names.is_vni(vni) is ok
 

@@ -39,7 +39,7 @@ def test_environment_is_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unaccepted_exit_code_raises_with_the_tail_of_stderr() -> None:
-    with pytest.raises(CommandFailed, match="exited 3 .*: why it failed") as caught:
+    with pytest.raises(CommandFailed, match=r"exited 3 .*: why it failed") as caught:
         run(["sh", "-c", "echo why it failed >&2; exit 3"], timeout_s=10)
     assert caught.value.returncode == 3
 
@@ -62,7 +62,7 @@ def test_timeout_ends_grandchildren_too(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     script = f"trap '' TERM; sleep 300 & echo $! > {pid_file}; sleep 300"
     started = time.monotonic()
-    with pytest.raises(CommandTimedOut, match="not done after 0.5 s"):
+    with pytest.raises(CommandTimedOut, match=r"not done after 0\.5 s"):
         run(["sh", "-c", script], timeout_s=0.5)
     assert time.monotonic() - started < 8
     with pytest.raises(ProcessLookupError):

@@ -20,16 +20,32 @@ PLAN: dict[str, Any] = {
     "mac_template": None,
     "networks": [{"vni": "upstream", "bridge": "brupstream", "user": False, "mac": "52:54:00:00:00:01"}],
     "volumes": [
-        {"pool": "vms", "volume": f"web1_{disk}", "disk_id": disk, "size_bytes": 2**30, "filesystem": None,
-         "filesystem_args": [], "mountpoint": None, "source_volume": None}
+        {
+            "pool": "vms",
+            "volume": f"web1_{disk}",
+            "disk_id": disk,
+            "size_bytes": 2**30,
+            "filesystem": None,
+            "filesystem_args": [],
+            "mountpoint": None,
+            "source_volume": None,
+        }
         for disk in ("sda", "sdb")
     ],
     "userdata": None,
     "domain": {
-        "type": "qemu", "machine": "q35", "cpu_mode": "maximum", "firmware": "bios", "architecture": "x86_64",
-        "memory_mib": 1024, "vcpus": 2, "serial": True, "vnc": True, "vnc_bind": "127.0.0.1",
+        "type": "qemu",
+        "machine": "q35",
+        "cpu_mode": "maximum",
+        "firmware": "bios",
+        "architecture": "x86_64",
+        "memory_mib": 1024,
+        "vcpus": 2,
+        "serial": True,
+        "vnc": True,
+        "vnc_bind": "127.0.0.1",
     },
-}  # fmt: skip
+}
 
 
 def plan(**changes: Any) -> dict[str, Any]:

@@ -35,8 +35,14 @@ def test_older_shapes_pass() -> None:
 
 DISK = "<disk type='volume'><source pool='{}' volume='{}'/><target dev='sda' bus='scsi'/></disk>"
 REFUSED = {
-    "host file": ("<disk type='file'><source file='/etc/shadow'/><target dev='sda'/></disk>", "devices/disk> type"),
-    "host device": ("<disk type='block'><source dev='/dev/vda'/><target dev='sda'/></disk>", "devices/disk> type"),
+    "host file": (
+        "<disk type='file'><source file='/etc/shadow'/><target dev='sda'/></disk>",
+        "devices/disk> type",
+    ),
+    "host device": (
+        "<disk type='block'><source dev='/dev/vda'/><target dev='sda'/></disk>",
+        "devices/disk> type",
+    ),
     "foreign volume": (DISK.format("vms", "db1_sda"), "not one of this build's"),
     "foreign pool": (DISK.format("other", "web1_sda"), "not one of this build's"),
     "same volume twice": (DISK.format("vms", "web1_sda") * 2, "attached twice"),
@@ -51,16 +57,22 @@ REFUSED = {
         "devices/disk/driver> type",
     ),
     "pci passthrough": (
-        "<hostdev mode='subsystem' type='pci'><source><address domain='0' bus='0' slot='1' function='0'/></source>"
-        "</hostdev>",
+        "<hostdev mode='subsystem' type='pci'>"
+        "<source><address domain='0' bus='0' slot='1' function='0'/></source></hostdev>",
         "devices/hostdev",
     ),
     "host directory": (
         "<filesystem type='mount'><source dir='/etc'/><target dir='etc'/></filesystem>",
         "devices/filesystem",
     ),
-    "foreign bridge": ("<interface type='bridge'><source bridge='br0'/></interface>", "not on one of the plan's"),
-    "foreign network": ("<interface type='network'><source network='7'/></interface>", "not on one of the plan's"),
+    "foreign bridge": (
+        "<interface type='bridge'><source bridge='br0'/></interface>",
+        "not on one of the plan's",
+    ),
+    "foreign network": (
+        "<interface type='network'><source network='7'/></interface>",
+        "not on one of the plan's",
+    ),
     "ethernet with script": (
         "<interface type='ethernet'><script path='/bin/sh'/></interface>",
         "devices/interface/script",
@@ -74,10 +86,13 @@ REFUSED = {
         "devices/channel/source",
     ),
     "vnc on all addresses": ("<graphics type='vnc' port='-1' listen='0.0.0.0'/>", "must listen on"),
-    "rng from a file": ("<rng model='virtio'><backend model='random'>/dev/vda</backend></rng>", "must be /dev/urandom"),
+    "rng from a file": (
+        "<rng model='virtio'><backend model='random'>/dev/vda</backend></rng>",
+        "must be /dev/urandom",
+    ),
     "tpm": ("<tpm><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>", "devices/tpm"),
     "shared memory": ("<shmem name='x'/>", "devices/shmem"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -98,7 +113,10 @@ REFUSED_DOCUMENTS = {
     "loader": (document().replace("</os>", "<loader>/etc/shadow</loader></os>"), "<os/loader>"),
     "kernel": (document().replace("</os>", "<kernel>/etc/shadow</kernel></os>"), "<os/kernel>"),
     "smbios": (document().replace("</os>", "<smbios mode='host'/></os>"), "<os/smbios>"),
-    "memory backing": (document(top="<memoryBacking><access mode='shared'/></memoryBacking>"), "memoryBacking"),
+    "memory backing": (
+        document(top="<memoryBacking><access mode='shared'/></memoryBacking>"),
+        "memoryBacking",
+    ),
     "cpu pinning": (document(top="<cputune><vcpupin vcpu='0' cpuset='0'/></cputune>"), "cputune"),
     "qemu command line": (
         document(
@@ -115,7 +133,7 @@ REFUSED_DOCUMENTS = {
     "doctype": (f"<!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/passwd'>]>{document()}", "DOCTYPE"),
     "nul": ("<domain>\0</domain>", "well-formed"),
     "too large": (document(top=f"<description>{'x' * 300_000}</description>"), "larger than"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED_DOCUMENTS)

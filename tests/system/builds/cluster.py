@@ -1,0 +1,194 @@
+"""A running stack as the tests use it: requests to its API, and what the machine holds on its behalf."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import requests
+from devstack import Stack
+from devstack import libvirt as stack_libvirt
+from sqlalchemy import select
+
+from pvccommon.config import load_config
+from pvccommon.database import Database
+from pvccommon.models import Build, Resource, Vm
+
+NOOP = Path(__file__).parents[3] / "provisioner-scripts" / "builders" / "noop.py"
+# Programs a build starts; they may run only while a build does.
+HELPERS = ("bwrap", "slirp4netns", "qemu-storage-daemon", "pvcnoded.build", "pvcnoded.sandbox", "vmbuilder.runner")
+FINAL = ("succeeded", "failed", "cancelled")
+
+
+class Cluster:
+    """The API of a stack, as an administrator."""
+
+    def __init__(self, stack: Stack) -> None:
+        environment = stack.environment()
+        self.stack = stack
+        self.url = environment["PVC_API_URL"] + "/api/v1"
+        self.environment = environment
+        self.config = load_config(environment["PVC_CONFIG"])
+        self.database = Database(self.config.database)
+        self._http = requests.Session()
+        self._http.trust_env = False
+        self._http.headers["X-Api-Key"] = environment["PVC_API_KEY"]
+
+    def request(self, method: str, path: str, **data: Any) -> requests.Response:
+        arguments: dict[str, Any] = {"params": data} if method == "GET" else {"data": data}
+        return self._http.request(method, self.url + path, timeout=120, **arguments)
+
+    def get(self, path: str, **data: Any) -> Any:
+        answer = self.request("GET", path, **data)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def change(self, method: str, path: str, **data: Any) -> Any:
+        answer = self.request(method, path, **data)
+        assert answer.status_code in (200, 202), answer.text
+        return answer.json()
+
+    def make_profile(self, name: str, script: str, *, disks: dict[str, dict[str, Any]] | None = None) -> None:
+        """A profile with a script of its own; templates are shared by all. Replaces an earlier script."""
+        if self.request("GET", f"/provisioner/script/{name}").status_code == 200:
+            self.change("PUT", f"/provisioner/script/{name}", data=script)
+        else:
+            self.change("POST", "/provisioner/script", name=name, data=script)
+        wanted = disks or {"sda": {"disk_size": 1}}
+        storage = "-".join(["disks", *(f"{disk}.{'.'.join(map(str, wanted[disk].values()))}" for disk in wanted)])
+        storage = storage.replace("/", "r")
+        self._ensure("/provisioner/template/system", "small", vcpus=1, vram=768, serial=True, vnc=False)
+        self._ensure("/provisioner/template/network", "net")
+        if self._ensure("/provisioner/template/storage", storage):
+            for disk, values in wanted.items():
+                self.change("POST", f"/provisioner/template/storage/{storage}/disk/{disk}", pool="vms", **values)
+        self._ensure(
+            "/provisioner/profile",
+            name,
+            profile_type="provisioner",
+            system_template="small",
+            network_template="net",
+            storage_template=storage,
+            script=name,
+        )
+
+    def _ensure(self, path: str, name: str, **values: Any) -> bool:
+        found = self.request("GET", path, limit=f"^{name}$")
+        if found.status_code == 200 and found.json():
+            return False
+        self.change("POST", path, name=name, **values)
+        return True
+
+    def create(self, vm: str, profile: str, **values: Any) -> str:
+        """Start a build; returns the task's id."""
+        return str(self.change("POST", "/provisioner/create", name=vm, profile=profile, **values)["task_id"])
+
+    def wait(self, task: str, timeout_s: float = 120) -> dict[str, Any]:
+        """The task when it has ended."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            state: dict[str, Any] = self.get(f"/tasks/{task}")
+            if state["build_state"] in FINAL:
+                return state
+            assert time.monotonic() < deadline, f"not done after {timeout_s} s: {state}\n{self.log(task)}"
+            time.sleep(0.1)
+
+    def wait_for_stage(self, task: str, stage: str, marker: str, timeout_s: float = 60) -> None:
+        """Until the script has said something in a stage."""
+        deadline = time.monotonic() + timeout_s
+        while f"{stage} info {marker}" not in (log := self.log(task)):
+            assert time.monotonic() < deadline, f"{marker!r} was not said in {stage}:\n{log}"
+            time.sleep(0.1)
+
+    def log(self, task: str) -> str:
+        """The build's log, a line an event: "stage level message"."""
+        events = self.get(f"/tasks/{task}/log", lines=10_000)["events"]
+        return "\n".join(f"{event['stage']} {event['level']} {event['message']}" for event in events)
+
+    def build(self, vm: str, profile: str, **values: Any) -> dict[str, Any]:
+        return self.wait(self.create(vm, profile, **values))
+
+    def domains(self) -> dict[str, str]:
+        """Every domain libvirt knows, with its definition."""
+        connection = libvirt.open(stack_libvirt.uri(self.stack.state))
+        try:
+            return {domain.name(): domain.XMLDesc() for domain in connection.listAllDomains()}
+        finally:
+            connection.close()
+
+    def worker_pid(self, kind: str = "builds") -> int:
+        """The Celery worker of the node."""
+        return next(pid for pid, line in processes().items() if f"pvcnoded.worker {kind}" in line and self._ours(pid))
+
+    def build_pid(self, task: str) -> int:
+        """The process that runs a build."""
+        return next(pid for pid, line in processes().items() if f"pvcnoded.build {task}" in line)
+
+    def _ours(self, pid: int) -> bool:
+        return str(self.stack.state.path) in Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+
+    def footprint(self) -> "Footprint":
+        """What there is now of everything a build can leave."""
+        state = self.stack.state
+        with self.database.session() as session:
+            vms = set(session.execute(select(Vm.name)).scalars())
+            pending = set(session.execute(select(Resource.name).where(Resource.state.in_(["intended", "made"]))).scalars())
+            leases = set(session.execute(select(Build.id).where(Build.lease_owner.isnot(None))).scalars())
+        return Footprint(
+            mounts=frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()),
+            loop_devices=frozenset(loop_devices()),
+            processes=frozenset(line for line in processes().values() if any(word in line for word in HELPERS)),
+            volumes=frozenset(str(path) for path in (state / "pools").rglob("*") if not path.name.startswith(".")),
+            domains=frozenset(self.domains()),
+            consoles=frozenset(path.name for path in (state / "console").glob("*")),
+            directories=frozenset(str(path) for path in (state / "node").rglob("*") if "slots" not in str(path)),
+            temporary=frozenset(name for name in os.listdir("/tmp") if "pvc" in name),
+            rows=frozenset(vms | pending | leases),
+        )
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Nine kinds of things that must not outlive a failed build."""
+
+    mounts: frozenset[str]
+    loop_devices: frozenset[str]
+    processes: frozenset[str]
+    volumes: frozenset[str]
+    domains: frozenset[str]
+    consoles: frozenset[str]
+    directories: frozenset[str]
+    temporary: frozenset[str]
+    rows: frozenset[str]
+
+    def since(self, earlier: "Footprint") -> dict[str, set[str]]:
+        """What has come since; empty when nothing has."""
+        new = {name: set(getattr(self, name) - getattr(earlier, name)) for name in self.__dataclass_fields__}
+        return {name: found for name, found in new.items() if found}
+
+
+def processes() -> dict[int, str]:
+    """Command lines of all processes of this machine."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            except OSError:
+                continue
+            if line:
+                found[int(entry.name)] = line
+    return found
+
+
+def loop_devices() -> list[str]:
+    """Loop devices in use, with what is behind them."""
+    found = []
+    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            found.append(f"{entry.parts[3]}: {entry.read_text().strip()}")
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,35 @@
+"""One stack for all tests of builds, and the check that each test leaves the machine as it was."""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from devstack import temporary_stack
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from cluster import Cluster  # noqa: E402 - beside this file
+
+SETTINGS = {
+    "node": {"heartbeat_s": 1},
+    "builds": {"log_limit_bytes": 200_000, "stage_timeout_s": {"setup": 5, "create": 5, "prepare": 60, "cleanup": 10}},
+}
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    with temporary_stack(settings=SETTINGS) as stack:
+        yield Cluster(stack)
+
+
+@pytest.fixture
+def no_leaks(cluster: Cluster) -> Iterator[None]:
+    """Whatever the test does, afterwards the machine holds nothing new."""
+    before = cluster.footprint()
+    yield
+    deadline = time.monotonic() + 10
+    while (left := cluster.footprint().since(before)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == {}

@@ -1,0 +1,145 @@
+"""Builds that succeed, and requests that are refused before anything is made."""
+
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from cluster import NOOP, Cluster
+from lxml import etree
+from scripts import script
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+def noop(cluster: Cluster) -> str:
+    cluster.make_profile("noop", NOOP.read_text(), disks={"sda": {"disk_size": 1}, "sdb": {"disk_size": 2}})
+    return "noop"
+
+
+def remove(cluster: Cluster, vm: str) -> None:
+    cluster.change("DELETE", f"/vm/{vm}", delete_disks=True)
+
+
+@pytest.mark.usefixtures("no_leaks")
+def test_vm_runs_from_its_own_blank_disks_and_is_removed_with_them(cluster: Cluster, noop: str) -> None:
+    task = cluster.build("web1", noop)
+    assert (task["state"], task["status"]) == ("SUCCESS", "VM web1 is running on node hv1")
+    assert [stage["stage"] for stage in task["stages"]][2:] == [
+        "load", "setup", "create", "prepare", "install", "cleanup", "start",
+    ]  # fmt: skip
+    vm = cluster.get("/vm/web1")[0]
+    assert (vm["state"], vm["memory"], vm["vcpu"]) == ("start", 768, 1)
+    domain = etree.fromstring(cluster.domains()["web1"])
+    sizes = [
+        (cluster.stack.state / "pools" / "vms" / disk.find("source").get("file")).stat().st_size
+        for disk in domain.findall("devices/disk")
+    ]
+    assert sizes == [2**30, 2 * 2**30]
+    remove(cluster, "web1")
+    assert cluster.request("GET", "/vm/web1").status_code == 404
+
+
+@pytest.mark.usefixtures("no_leaks")
+def test_vm_can_be_defined_without_being_started(cluster: Cluster, noop: str) -> None:
+    assert cluster.build("web2", noop, start_vm=False)["status"] == "VM web2 is defined on node hv1"
+    assert cluster.get("/vm/web2")[0]["state"] == "stop"
+    for state in ("start", "stop", "start", "restart", "stop"):
+        answer = cluster.request("POST", "/vm/web2/state", state=state)
+        # A guest without an operating system never answers a shutdown: restart is refused, not forced.
+        assert answer.status_code == 200 or state == "restart", answer.text
+        if state == "start":
+            assert cluster.get("/vm/web2")[0]["state"] == "start"
+    remove(cluster, "web2")
+
+
+@pytest.mark.usefixtures("no_leaks")
+def test_volumes_can_be_made_without_a_domain(cluster: Cluster, noop: str) -> None:
+    task = cluster.build("web3", noop, define_vm=False)
+    assert task["build_state"] == "succeeded", task
+    assert "web3" not in cluster.domains()
+    assert cluster.request("GET", "/vm/web3").status_code == 404
+    for disk in ("sda", "sdb"):
+        next((cluster.stack.state / "pools" / "vms").glob(f"web3_{disk}*")).unlink()
+
+
+@pytest.mark.usefixtures("no_leaks")
+def test_only_one_of_many_equal_requests_is_accepted(cluster: Cluster, noop: str) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(
+            pool.map(lambda _: cluster.request("POST", "/provisioner/create", name="twin", profile=noop), range(8))
+        )
+    accepted = [answer for answer in answers if answer.status_code == 202]
+    assert len(accepted) == 1, [answer.text for answer in answers]
+    assert {answer.status_code for answer in answers} == {202, 400}
+    assert cluster.wait(accepted[0].json()["task_id"])["state"] == "SUCCESS"
+    remove(cluster, "twin")
+
+
+@pytest.mark.usefixtures("no_leaks")
+def test_builds_run_side_by_side_and_each_once(cluster: Cluster, noop: str) -> None:
+    tasks = {f"many{n}": cluster.create(f"many{n}", noop, start_vm=False) for n in range(6)}
+    for vm, task in tasks.items():
+        assert cluster.wait(task)["state"] == "SUCCESS"
+        assert cluster.log(task).count("made volume") == 2
+        remove(cluster, vm)
+
+
+@pytest.mark.usefixtures("no_leaks")
+def test_disk_can_be_a_clone_of_another_vm_s(cluster: Cluster, noop: str) -> None:
+    assert cluster.build("gold", noop, start_vm=False)["state"] == "SUCCESS"
+    cluster.make_profile(
+        "cloner", NOOP.read_text(), disks={"sda": {"source_volume": "gold_sda"}, "sdb": {"disk_size": 1}}
+    )
+    task = cluster.build("copy", "cloner", start_vm=False)
+    assert task["state"] == "SUCCESS", task
+    assert "backingStore" in cluster.domains()["copy"]
+    remove(cluster, "copy")
+    remove(cluster, "gold")
+
+
+@pytest.mark.usefixtures("no_leaks")
+def test_waiting_build_is_cancelled_before_it_makes_anything(cluster: Cluster) -> None:
+    cluster.make_profile("slow", script(install="print('here', flush=True); time.sleep(60)"))
+    running = [cluster.create(f"slow{n}", "slow") for n in range(2)]  # as many as run at one time
+    waiting = cluster.create("waiting", "slow")
+    cluster.wait_for_stage(running[1], "install", "here")
+    cluster.change("POST", f"/tasks/{waiting}/cancel")
+    assert cluster.get(f"/tasks/{waiting}")["build_state"] == "cancelled"
+    for task in running:
+        started = time.monotonic()
+        cluster.change("POST", f"/tasks/{task}/cancel")
+        ended = cluster.wait(task, timeout_s=20)
+        assert (ended["build_state"], ended["state"]) == ("cancelled", "FAILURE")
+        assert time.monotonic() - started < 5, "a cancel takes effect within seconds"
+    time.sleep(1)
+    assert cluster.get(f"/tasks/{waiting}")["build_state"] == "cancelled", "a late delivery must not run it"
+
+
+@pytest.mark.usefixtures("no_leaks")
+def test_plan_makes_nothing_and_names_every_check(cluster: Cluster, noop: str) -> None:
+    planned = cluster.change("POST", "/provisioner/plan", name="never", profile=noop)
+    assert planned["ok"] and planned["node"] == "hv1"
+    assert {"name", "node", "memory", "pool.vms"} <= {check["name"] for check in planned["checks"]}
+
+
+@pytest.mark.usefixtures("no_leaks")
+def test_refused_request_lists_all_problems_and_makes_nothing(cluster: Cluster, noop: str) -> None:
+    before = cluster.get("/tasks", history=True)["builds"]
+    answer = cluster.request("POST", "/provisioner/create", name="-Bad-", profile=noop, arg=["nonsense=1", "x"])
+    assert answer.status_code == 400
+    assert len(answer.json()["problems"]) == 3, answer.text
+    assert cluster.get("/tasks", history=True)["builds"] == before
+
+
+@pytest.mark.usefixtures("no_leaks")
+def test_command_line_follows_a_build_to_its_end(cluster: Cluster, noop: str) -> None:
+    argv = ["pvc", "provisioner", "create", "cli1", noop]
+    done = subprocess.run(argv, env=cluster.environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "VM cli1 is running on node hv1" in done.stdout
+    again = subprocess.run(argv, env=cluster.environment, capture_output=True, text=True, timeout=60, check=False)
+    assert again.returncode != 0
+    assert "VM cli1 exists already" in again.stderr
+    remove(cluster, "cli1")
