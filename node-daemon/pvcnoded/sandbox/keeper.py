@@ -11,6 +11,7 @@ Imports only small modules, because every build waits for them. One JSON documen
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -21,7 +22,7 @@ import sys
 from typing import Any, NoReturn
 
 from pvcnoded.sandbox import devices, limits, mounts, network, userns, volumes, walls
-from pvcnoded.sandbox.policy import PRELUDE, bwrap_arguments
+from pvcnoded.sandbox.policy import DESCRIPTORS, PRELUDE, bwrap_arguments
 
 BWRAP = "/usr/bin/bwrap"
 MESSAGE_BYTES = 1 << 20
@@ -206,13 +207,21 @@ def _become_bwrap(launch: Message, device_directory: devices.DeviceDirectory) ->
             network=launch["network"],
         )
         arguments = _write_arguments(launch)
-        for name in ("userns_fd", "block_fd", "info_fd", "sdk_fd", "seccomp_fd", "channel_fd"):
-            os.set_inheritable(launch[name], True)
+        _hand_over({**launch, "arguments_fd": arguments})
         userns.drop_to(launch["first_uid"])
         mounts.prctl(mounts.PR_SET_PDEATHSIG, signal.SIGKILL)  # changing ids has cleared it
         os.execve(
             BWRAP,
-            [BWRAP, "--args", str(arguments), "/bin/sh", "-c", PRELUDE, "sandbox", *launch["command"]],
+            [
+                BWRAP,
+                "--args",
+                str(DESCRIPTORS["arguments_fd"]),
+                "/bin/sh",
+                "-c",
+                PRELUDE,
+                "sandbox",
+                *launch["command"],
+            ],
             {},
         )
     except OSError as exc:
@@ -221,12 +230,20 @@ def _become_bwrap(launch: Message, device_directory: devices.DeviceDirectory) ->
         os._exit(125)
 
 
+def _hand_over(launch: Message) -> None:
+    """Give bwrap its descriptors under the policy's numbers; all others close when it is executed."""
+    beyond = max(DESCRIPTORS.values()) + 1
+    copies = {name: fcntl.fcntl(launch[name], fcntl.F_DUPFD_CLOEXEC, beyond) for name in DESCRIPTORS}
+    for name, number in DESCRIPTORS.items():
+        os.dup2(copies[name], number)
+
+
 def _write_arguments(launch: Message) -> int:
     """bwrap's arguments by descriptor: the environment must not show in the host's process list."""
-    arguments = bwrap_arguments({name: launch[name] for name in launch if name.endswith("_fd")})
+    arguments = bwrap_arguments(DESCRIPTORS)
     for name, value in launch["environment"].items():
         arguments += ["--setenv", name, value]
-    fd = os.memfd_create("arguments", 0)
+    fd = os.memfd_create("arguments", os.MFD_CLOEXEC)
     os.write(fd, b"".join(os.fsencode(part) + b"\0" for part in arguments))
     os.lseek(fd, 0, os.SEEK_SET)
     return fd

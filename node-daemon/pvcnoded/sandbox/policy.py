@@ -5,7 +5,7 @@ test keeps the two alike. Rules named "wall" are made by real root *before* the 
 the kernel locks them: root of the sandbox can neither unmount nor remount them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 ID_COUNT = 65536
@@ -41,7 +41,8 @@ HIDDEN: tuple[Rule, ...] = (
     Rule("/var/crash", "core dumps of the host, writable for everybody on some systems"),
 )
 
-# Walls: private, empty, writable directories, all parts of one tmpfs of at most `memory_mib`.
+# Walls: private, empty, writable directories, all parts of one tmpfs. It may take half of `memory_mib`: a
+# script that fills it is told so, instead of being ended by the memory limit.
 WRITABLE: tuple[Rule, ...] = (
     Rule("/tmp", "scratch space; the host's may hold sockets and other builds' files"),
     Rule("/run", "hides the sockets of every service of the host"),
@@ -120,10 +121,21 @@ BWRAP: tuple[Rule, ...] = (
     Rule("--add-seccomp-fd {seccomp_fd}", "system call filter, see below"),
 )
 
-# Run inside before the main program. These two mounts are not walls on purpose: a locked mount below /dev
+# Numbers of the descriptors handed to bwrap. Small, so that a shell can close what bwrap leaves open.
+DESCRIPTORS = {
+    "channel_fd": 3,
+    "sdk_fd": 4,
+    "seccomp_fd": 5,
+    "block_fd": 6,
+    "info_fd": 7,
+    "userns_fd": 8,
+    "arguments_fd": 9,
+}
+
+# Run inside before the main program. The two mounts are not walls on purpose: a locked mount below /dev
 # would make the kernel refuse "mount --bind /dev TARGET/dev", which half of all chroot scripts do.
 PRELUDE = (
-    "mount -t devpts -o newinstance,ptmxmode=0666,mode=0620,gid=5 devpts /dev/pts"
+    "exec 6<&- 7>&- 8<&- && mount -t devpts -o newinstance,ptmxmode=0666,mode=0620,gid=5 devpts /dev/pts"
     " && mount -t tmpfs -o nosuid,nodev,mode=1777,size=25% shm /dev/shm"
     ' && exec "$@"'
 )
@@ -212,7 +224,8 @@ LIMITS: tuple[Rule, ...] = (
         "`processes`, counted for the whole user namespace (RLIMIT_NPROC), and a pids control group",
     ),
     Rule(
-        "memory", "`memory_mib` by control group where the host has one; the writable tmpfs has the same size"
+        "memory",
+        "`memory_mib` by control group where the host has one; the writable tmpfs has half that size",
     ),
     Rule("open files", "1,024, at most 65,536 a process"),
     Rule("core dumps", "none"),
@@ -245,7 +258,7 @@ FILESYSTEMS: dict[str, frozenset[str]] = {
 FORCED_OPTIONS: dict[str, tuple[str, ...]] = {"xfs": ("nouuid",)}
 
 
-def bwrap_arguments(values: dict[str, str | int]) -> list[str]:
+def bwrap_arguments(values: Mapping[str, int]) -> list[str]:
     """The arguments of bwrap(1), names filled in, one list element each."""
     arguments = [part for rule in BWRAP for part in rule.what.format_map(values).split(" ")]
     for rule in CAPABILITIES:

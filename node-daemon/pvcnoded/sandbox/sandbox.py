@@ -18,7 +18,7 @@ from typing import Any
 
 from pvccommon.errors import Busy, EnvironmentFault, NotFound, PvcError, TimedOut, WrongInput
 from pvcnoded.sandbox import seccomp
-from pvcnoded.sandbox.policy import FILESYSTEMS, SDK_PATH
+from pvcnoded.sandbox.policy import DESCRIPTORS, FILESYSTEMS, SDK_PATH
 
 PYTHON = "/usr/bin/python3"
 RUNNER = (PYTHON, "-P", "-s", "-B", "-m", "vmbuilder.runner")
@@ -100,10 +100,10 @@ class Sandbox:
         read_only: bool = False,
         options: Mapping[str, str] | Sequence[str] = (),
     ) -> None:
-        """Mount an added device ("/dev/loop3p1") at an absolute path of the sandbox; directories are made.
+        """Mount an added device ("/dev/loop3p1") at an absolute path inside; directories are made.
 
-        Files of uid 0 inside are files of uid 0 on the disk. Nothing is mounted on the host. Raises WrongInput
-        for what is not allowed (file system, option, path, device), EnvironmentFault if the kernel refuses.
+        Files of uid 0 inside are files of uid 0 on the disk. Nothing is mounted on the host. WrongInput
+        is raised for what is not allowed, EnvironmentFault if the kernel refuses.
         """
         what = f"mount {device} at {path}"
         if filesystem not in FILESYSTEMS:
@@ -224,7 +224,7 @@ def _launch(spec: SandboxSpec, command: Sequence[str], stack: contextlib.ExitSta
         memory_mib=spec.memory_mib,
         processes=spec.processes,
         command=list(command),
-        environment={**ENVIRONMENT, **spec.environment, "PVC_CHANNEL_FD": str(fds["channel_fd"])},
+        environment={**ENVIRONMENT, **spec.environment, "PVC_CHANNEL_FD": str(DESCRIPTORS["channel_fd"])},
     )
     return sandbox
 

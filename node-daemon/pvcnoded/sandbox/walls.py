@@ -109,7 +109,7 @@ def _cover(covers: Iterable[Cover], resolver: str) -> None:
 
 def _open_writable(paths: Iterable[str], owner: int, memory_mib: int, resolver: str) -> None:
     """Mount one tmpfs in parts over all writable directories; the place it is handed out from comes last."""
-    options = (("mode", "0755"), ("size", f"{memory_mib}m"), ("uid", str(owner)), ("gid", str(owner)))
+    options = (("mode", "0755"), ("size", f"{memory_mib // 2}m"), ("uid", str(owner)), ("gid", str(owner)))
     scratch = mounts.create_mount("tmpfs", options, source="pvc-scratch", attributes=HARD)
     names = {path: path.strip("/").replace("/", "-") for path in paths}
     for path, name in names.items():
