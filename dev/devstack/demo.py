@@ -52,19 +52,17 @@ TEMPLATES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
 )
 
-NEXT = """\
-The VM keeps running. What to try next (this first line makes `pvc` known to your shell):
-
-  eval "$(dev/stack env)"
-  pvc vm list                                      the VMs
-  pvc vm log {vm} -f                             its console
-  pvc provisioner script show debootstrap --arguments
-                                                   what the builder can do
-  pvc provisioner create web2 {profile} -a user=me -a ssh_keys="$(cat ~/.ssh/id_ed25519.pub)"
-                                                   another one, with somebody who may log in
-  pvc vm stop {vm} -y; pvc vm remove {vm} -y   away with it
-  dev/stack status                                 the services behind it
-  make demo-clean                                  remove everything"""
+NEXT = (
+    ('eval "$(dev/stack env)"', "makes `pvc` known to your shell"),
+    ("pvc vm list", "the VMs"),
+    (f"pvc vm log {VM} -f", "its console; Ctrl-C ends it"),
+    ("pvc provisioner script show debootstrap --arguments", "what the builder can do"),
+    (f'pvc provisioner create web2 {PROFILE} -a user=me -a ssh_keys="$(cat ~/.ssh/id_ed25519.pub)"', ""),
+    ("", "another one, with somebody who may log in"),
+    (f"pvc vm stop {VM} -y && pvc vm remove {VM} -y", "away with it"),
+    ("dev/stack status", "the services behind it"),
+    ("make demo-clean", "removes everything"),
+)
 
 
 class Demo:
@@ -90,7 +88,7 @@ class Demo:
         self.watch_console()
         self.headline(f"{VM} is up")
         self.print_times()
-        print("\n" + NEXT.format(vm=VM, profile=PROFILE))
+        self.print_next()
 
     def make_templates(self) -> None:
         """What is there from an earlier run stays; the builder is brought up to date."""
@@ -124,7 +122,11 @@ class Demo:
 
     def stage_times(self) -> list[tuple[str, float]]:
         builds: list[dict[str, Any]] = self.api.get("/api/v1/tasks?history=true&limit=100")["builds"]
-        build = next(build for build in builds if build["vm"] == VM)
+        build = next((build for build in builds if build["vm"] == VM), None)
+        if build is None:
+            raise EnvironmentFault(
+                f"look up the build of {VM}", "the API knows of none", "dev/stack logs api"
+            )
         return [(stage["stage"], float(stage["seconds"] or 0)) for stage in build["stages"]]
 
     def watch_console(self) -> None:
@@ -139,6 +141,11 @@ class Demo:
         for name, seconds in self.times:
             print(f"  {name:<{width}}  {seconds:7.1f} s")
         print(f"  {'total':<{width}}  {sum(seconds for _, seconds in self.times):7.1f} s")
+
+    def print_next(self) -> None:
+        print(f"\nThe VM {VM} keeps running. What to try next:\n")
+        for command, purpose in NEXT:
+            print(f"  {command:<52} {purpose}".rstrip())
 
     def names(self, kind: str) -> list[str]:
         return self.lines("provisioner", *kind.split(), "list", "--format", "raw")
