@@ -8,15 +8,15 @@ _TOTAL: Final = re.compile(r"\d+ upgraded, (\d+) newly installed")
 _STEP: Final = re.compile(r"(Unpacking|Setting up) (\S+)")
 _BORING: Final = re.compile(
     r"Selecting previously|Preparing to unpack|Get:|Reading |Building |Unpacking |\(Reading |\s{2}\S|\s*$"
-    r"|dpkg: regarding |dpkg: warning: ignoring pre-dep| \S+ pre-depends on|\(Noting disappearance|Scanning "
+    r"|dpkg: (regarding|warning: ignoring) | \S+ pre-depends on|\S+/dpkg --status-fd|\(Noting |Scanning "
 )
-# About what a small server has; apt is run for the essential packages first, and tells only of those.
+# About what a small server has: apt is run for the essential packages first, and tells of those only.
 _EXPECTED_PACKAGES: Final = 250
 _SMALLEST_STEP: Final = 2.0
 
 
 class AptProgress:
-    """Give `line` to run(on_line=…). Reports from `first` to `last` percent; a package is two steps of the way.
+    """Give `line` to run(on_line=…). Reports from `first` to `last` percent; a package is two of the steps.
 
     What dpkg says while unpacking stays out of the log (it is still in the message of a failure).
     """

@@ -26,8 +26,8 @@ def domain_xml(context: Context) -> str:
     _add(domain, "memory", str(settings.memory_mib), unit="MiB")
     _add(domain, "currentMemory", str(settings.memory_mib), unit="MiB")
     _add(domain, "vcpu", str(settings.vcpus), placement="static")
-    boot_disk = _disk_to_name_for_boot(context.volumes)
-    _add_firmware(domain, settings, boot_first_disk=boot_disk is None)
+    has_root = any(volume.mountpoint == "/" for volume in context.volumes)
+    _add_firmware(domain, settings, boot_first_disk=not has_root)
     features = _add(domain, "features")
     _add(features, "acpi")
     _add(features, "apic")
@@ -38,7 +38,7 @@ def domain_xml(context: Context) -> str:
     _add(domain, "on_crash", "restart")
     devices = _add(domain, "devices")
     for volume in context.volumes:
-        _add_disk(devices, volume, boot=volume.disk_id == boot_disk)
+        _add_disk(devices, volume)
     _add(devices, "controller", type="scsi", index="0", model="virtio-scsi")
     for network in context.networks:
         _add_interface(devices, network)
@@ -73,13 +73,6 @@ def _add(parent: etree._Element, tag: str, text: str | None = None, /, **attribu
     return element
 
 
-def _disk_to_name_for_boot(volumes: tuple[PlanVolume, ...]) -> str | None:
-    """The root disk when it is not the first one, which the firmware would not find by itself."""
-    ordered = sorted(volumes, key=lambda volume: (len(volume.disk_id), volume.disk_id))
-    roots = [volume.disk_id for volume in ordered if volume.mountpoint == "/"]
-    return roots[0] if roots and ordered[0].disk_id != roots[0] else None
-
-
 def _add_firmware(domain: etree._Element, settings: DomainSettings, *, boot_first_disk: bool) -> None:
     uefi = settings.firmware == "uefi"
     os_element = _add(domain, "os", **({"firmware": "efi"} if uefi else {}))
@@ -107,12 +100,13 @@ def _add_clock(domain: etree._Element) -> None:
     _add(clock, "timer", name="hpet", present="no")
 
 
-def _add_disk(devices: etree._Element, volume: PlanVolume, *, boot: bool) -> None:
+def _add_disk(devices: etree._Element, volume: PlanVolume) -> None:
     disk = _add(devices, "disk", type="volume", device="disk")
     _add(disk, "driver", name="qemu", discard="unmap")
     _add(disk, "source", pool=volume.pool, volume=volume.volume)
     _add(disk, "target", dev=volume.disk_id, bus=disk_bus(volume.disk_id))
-    if boot:
+    if volume.mountpoint == "/":
+        # It need not be the first disk, the only one that "boot from a hard disk" would try.
         _add(disk, "boot", order="1")
     if disk_bus(volume.disk_id) == "scsi":
         # One controller takes all of them; left alone, libvirt adds another (of another model) after the

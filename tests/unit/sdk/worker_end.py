@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 SDK = Path(__file__).resolve().parents[3] / "provisioner-scripts"
+BUILDERS = SDK / "builders"
 
 Json = dict[str, Any]
 Answer = Callable[[str, Json], Json]
