@@ -129,9 +129,10 @@ def _add_consoles(devices: etree._Element, settings: DomainSettings) -> None:
         console = _add(devices, "console", type="pty")
         _add(console, "target", type="serial", port="0")
     if settings.vnc:
-        bind = settings.vnc_bind or "127.0.0.1"
-        graphics = _add(devices, "graphics", type="vnc", port="-1", autoport="yes", listen=bind)
-        _add(graphics, "listen", type="address", address=bind)
+        graphics = _add(devices, "graphics", type="vnc", port="-1", autoport="yes")
+        if settings.vnc_bind:  # else libvirt's own default, which is this node only
+            graphics.set("listen", settings.vnc_bind)
+            _add(graphics, "listen", type="address", address=settings.vnc_bind)
         _add(_add(devices, "video"), "model", type="vga")
         _add(devices, "input", type="tablet", bus="usb")
     _add(devices, "controller", type="usb", index="0", model="qemu-xhci" if settings.vnc else "none")

@@ -19,6 +19,7 @@ class Kind:
     `make` is the command up to the user's own arguments. None of them discards blocks first: a volume of ours
     is new, and on network storage that is the slowest part. `identify` turns an identifier into arguments;
     they come last, so that ours holds. `package` has the tools the running guest needs.
+    `driver` is the kernel's name to mount it by, where that is another.
     """
 
     make: tuple[str, ...]
@@ -27,6 +28,7 @@ class Kind:
     passno: int
     options: str = "defaults"
     root_options: str = "defaults"
+    driver: str | None = None
 
     @property
     def program(self) -> str:
@@ -38,9 +40,12 @@ def _dash_u(identifier: str) -> tuple[str, ...]:
     return ("-U", identifier)
 
 
+# The driver for ext4 takes ext2 and ext3, too, and only under its own name does it map ids into a sandbox.
 def _ext(program: str, *more: str) -> Kind:
     make = (program, "-F", "-q", *more, "-E", "nodiscard")
-    return Kind(make, _dash_u, "e2fsprogs", passno=2, root_options="defaults,errors=remount-ro")
+    return Kind(
+        make, _dash_u, "e2fsprogs", passno=2, root_options="defaults,errors=remount-ro", driver="ext4"
+    )
 
 
 # Two ext4 features are off because boot loaders and kernels of releases before 2024 cannot read them, while
@@ -67,6 +72,12 @@ def kind_of(name: str) -> Kind:
     if name not in KINDS:
         raise ValidationError(f"file system {name!r} is not one of {', '.join(KINDS)}")
     return KINDS[name]
+
+
+def driver_of(name: str) -> str:
+    """The name by which the kernel mounts it; any that is found on a clone is left to the worker to judge."""
+    kind = KINDS.get(name)
+    return kind.driver or name if kind else name
 
 
 def new_identifier(name: str) -> str:

@@ -116,7 +116,7 @@ class Volume:
             "volume.mount",
             partition=self.content.partition,
             path=path,
-            filesystem=self.content.kind,
+            filesystem=filesystem.driver_of(self.content.kind),
             read_only=read_only,
         )
 
