@@ -12,6 +12,7 @@ at most garbage that `sweep` knows as such.
 """
 
 import fcntl
+import logging
 import os
 import secrets
 import shutil
@@ -43,7 +44,9 @@ from pvccommon.storage.pool import (
 )
 from pvccommon.storage.sparse import read_pieces
 
-Mapping = Literal["auto", "loop", "export"]
+log = logging.getLogger(__name__)
+
+MappingMode = Literal["auto", "loop", "export"]
 
 LOCK_TIMEOUT_S = 30.0
 GIB = 1024**3
@@ -65,7 +68,7 @@ class DirectoryPool(StoragePool):
         *,
         volume_format: Format = "raw",
         max_volume_bytes: int = 16_384 * GIB,
-        mapping: Mapping = "auto",
+        mapping: MappingMode = "auto",
     ) -> None:
         super().__init__(name)
         self.path = Path(os.path.abspath(path))
@@ -100,11 +103,10 @@ class DirectoryPool(StoragePool):
                     overlay = stack.enter_context(
                         self._images.new_overlay(head, self._images.size_bytes(head))
                     )
-                with self._changing(), self._closed(source, head, what):
+                with self._changing(), self._closed(source, head, what), ExitStack() as moved:
                     self._refuse_taken(name)
                     if base is head:
-                        self._set_head(source, self._images.commit(overlay))
-                        self._images.freeze(head)
+                        moved.enter_context(self._head_moved(source, head, overlay))
                     return self._link_volume(name, self._images.commit(clone))
 
     def delete_volume(self, name: str, *, missing_ok: bool = False) -> None:
@@ -114,11 +116,15 @@ class DirectoryPool(StoragePool):
                 return
             head = self._head(name, "delete")
             self._refuse_protected(name, what)
+            alone = self._images.parent(head) is None and not self._snapshot_links(name)
             with self._closed(name, head, what):
                 trash = self._temporary()
                 os.rename(self._volumes / name, trash)
             shutil.rmtree(trash, ignore_errors=True)
-            self._collect()
+            # The head belongs to this volume only; what it stood on needs a look at the whole pool.
+            self._images.remove(head)
+            if not alone:
+                self._tidy()
 
     def rename_volume(self, name: str, new_name: str) -> Volume:
         check_name(new_name)
@@ -128,7 +134,7 @@ class DirectoryPool(StoragePool):
             self._refuse_taken(new_name)
             with self._closed(name, head, what):
                 os.rename(self._volumes / name, self._volumes / new_name)
-        return self.stat_volume(new_name)
+            return self._volume(new_name)
 
     def resize_volume(self, name: str, size_bytes: int) -> Volume:
         size = check_size(self.describe(name), size_bytes, self._max_volume_bytes)
@@ -143,7 +149,7 @@ class DirectoryPool(StoragePool):
                     os.ftruncate(fd, size)
             if head.format == "qcow2" and size > old_size:
                 qemu_img.resize(self._images.chain(head), size)
-        return self.stat_volume(name)
+            return self._volume(name)
 
     def flatten_volume(self, name: str) -> Volume:
         what = f"flatten volume {self.describe(name)}"
@@ -158,8 +164,8 @@ class DirectoryPool(StoragePool):
             ):
                 self._refuse_changed(name, head, what)
                 self._set_head(name, self._images.commit(copy))
-                self._collect()
-        return self.stat_volume(name)
+                self._tidy()
+                return self._volume(name)
 
     def list_volumes(self) -> list[Volume]:
         with os_errors(f"list volumes of pool {self.name}"), self._opening():
@@ -181,12 +187,10 @@ class DirectoryPool(StoragePool):
             with self._images.new_overlay(head, self._images.size_bytes(head)) as overlay:
                 with self._changing(), self._closed(volume, head, what):
                     self._refuse_taken_snapshot(volume, snapshot)
-                    # The link first under a temporary name: after the head has moved on, only renames remain.
-                    link = self._new_link(self._volumes / volume / "snapshots", head)
-                    self._set_head(volume, self._images.commit(overlay))
-                    self._images.freeze(head)
-                    os.rename(link, self._volumes / volume / "snapshots" / snapshot)
-        return self.stat_snapshot(volume, snapshot)
+                    directory = self._volumes / volume / "snapshots"
+                    with self._head_moved(volume, head, overlay):
+                        os.rename(self._new_link(directory, head), directory / snapshot)
+                    return self._snapshot(volume, directory / snapshot, {})
 
     def list_snapshots(self, volume: str) -> list[Snapshot]:
         with os_errors(f"list snapshots of {self.describe(volume)}"), self._opening():
@@ -207,7 +211,7 @@ class DirectoryPool(StoragePool):
             if link.parent.name == "protected":
                 raise WrongState(what, "it is protected", "unprotect it first")
             os.unlink(link)
-            self._collect()
+            self._tidy()
 
     def rename_snapshot(self, volume: str, snapshot: str, new_name: str) -> Snapshot:
         check_name(new_name, "snapshot")
@@ -260,8 +264,8 @@ class DirectoryPool(StoragePool):
                 with self._changing(), self._closed(volume, head, what):
                     self._snapshot_link(volume, snapshot, "roll back to")
                     self._set_head(volume, self._images.commit(overlay))
-                    self._collect()
-        return self.stat_volume(volume)
+                    self._tidy()
+                    return self._volume(volume)
 
     # ---- the pool
 
@@ -305,13 +309,18 @@ class DirectoryPool(StoragePool):
                 return self._add_volume(name, new)
 
     def export_stream(self, name: str) -> Iterator[bytes]:
+        with os_errors(f"find volume {self.describe(name)}"):
+            self._head(name, "export")
+        return self._pieces(name)
+
+    def _pieces(self, name: str) -> Iterator[bytes]:
         what = f"export volume {self.describe(name)}"
-        with ExitStack() as stack:
-            with os_errors(what), self._opening():
+        with os_errors(what), ExitStack() as stack:
+            with self._opening():
                 image = self._head(name, "export")
                 fd = self._open_content(image, what, stack, read_only=True)
                 size = self._images.size_bytes(image)
-            return _stream(fd, size, what, stack.pop_all())
+            yield from read_pieces(fd, size)
 
     def _open_content(self, image: Image, what: str, stack: ExitStack, *, read_only: bool) -> int:
         """A locked descriptor of a file with the raw content of an image."""
@@ -347,6 +356,20 @@ class DirectoryPool(StoragePool):
     def _set_head(self, name: str, image: Image) -> None:
         directory = self._volumes / name
         os.rename(self._new_link(directory, image, "../.."), directory / "head")
+
+    @contextmanager
+    def _head_moved(self, name: str, head: Image, overlay: NewImage) -> Iterator[None]:
+        """Let the volume write to an overlay of its image, which is frozen (locked); taken back on error.
+
+        To be done before anything else stands on the image, so that a crash cannot leave that writable.
+        """
+        with ExitStack() as undo:
+            self._set_head(name, self._images.commit(overlay))
+            undo.callback(self._set_head, name, head)
+            self._images.freeze(head)
+            undo.callback(self._images.thaw, head)
+            yield
+            undo.pop_all()
 
     def _add_volume(self, name: str, new: NewImage) -> Volume:
         with self._changing():
@@ -493,10 +516,8 @@ class DirectoryPool(StoragePool):
         with self._locked(fcntl.LOCK_EX):
             try:
                 yield
-            except PvcError:
-                raise
             except BaseException:
-                self._collect()
+                self._tidy()
                 raise
 
     def _opening(self) -> "_Lock":
@@ -506,6 +527,13 @@ class DirectoryPool(StoragePool):
     def _locked(self, mode: int) -> "_Lock":
         self._ensure_layout()
         return _Lock(self.path / "pool.lock", mode, f"use pool {self.name}")
+
+    def _tidy(self) -> None:
+        """Remove what belongs to no volume (locked); what cannot be removed now is left for the next time."""
+        try:
+            self._collect()
+        except (OSError, PvcError) as exc:
+            log.warning("storage pool not tidied: pool=%s reason=%s", self.name, exc)
 
     def _collect(self) -> list[str]:
         """Remove everything that belongs to no volume (locked); says what."""
@@ -569,8 +597,3 @@ class _Lock:
 
     def __exit__(self, *exc_info: object) -> None:
         os.close(self._fd)
-
-
-def _stream(fd: int, size_bytes: int, what: str, stack: ExitStack) -> Iterator[bytes]:
-    with stack, os_errors(what):
-        yield from read_pieces(fd, size_bytes)

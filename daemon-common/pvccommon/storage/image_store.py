@@ -130,6 +130,10 @@ class ImageStore:
         """Let nobody write to it any more (locked). Safe to repeat."""
         os.chmod(image.path, FROZEN_MODE)
 
+    def thaw(self, image: Image) -> None:
+        """Undo `freeze` (locked)."""
+        os.chmod(image.path, FILE_MODE)
+
     @contextmanager
     def _new(self, image_format: Format) -> Iterator[NewImage]:
         image_id = secrets.token_hex(8)
@@ -201,6 +205,10 @@ class ImageStore:
             return entries * 8 <= MAX_L1_BYTES and not any(file.read(entries * 8))
 
     # ---- removing
+
+    def remove(self, image: Image) -> None:
+        """Remove one image that nothing stands on (locked)."""
+        shutil.rmtree(image.directory, ignore_errors=True)
 
     def collect(self, heads: Iterable[Image]) -> list[str]:
         """Remove every image that is none of `heads` and below none, and what dead makers left (locked).

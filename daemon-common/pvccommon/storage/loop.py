@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from pvccommon.errors import Busy, EnvironmentFault
 from pvccommon.storage.faults import fault, os_errors
@@ -130,6 +130,9 @@ def _configure(number: int, backing_fd: int, label: str, flags: int) -> BlockDev
     mode = os.O_RDONLY if flags & LO_FLAGS_READ_ONLY else os.O_RDWR
     fd = os.open(path, mode | os.O_CLOEXEC)
     try:
+        # udev neither probes nor re-reads a device locked so (systemd, "Locking Block Device Access").
+        with suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         config = LoopConfig(fd=backing_fd, info=LoopInfo64(lo_flags=flags, lo_file_name=label.encode()[:63]))
         fcntl.ioctl(fd, LOOP_CONFIGURE, bytes(config))
         device = os.fstat(fd).st_rdev
