@@ -116,9 +116,12 @@ class State:
             if time.monotonic() > deadline:
                 raise Busy(f"use stack {self.path}", "another command works on it", "wait for it to end")
             time.sleep(0.1)
+        # Other users pass through most of what is made; what they must not read gets its mode explicitly.
+        umask = os.umask(0o022)
         try:
             yield
         finally:
+            os.umask(umask)
             held.close()
 
     def _try_lock(self) -> Any:

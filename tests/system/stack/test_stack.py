@@ -50,8 +50,13 @@ def virsh(stack: Stack, *words: str) -> str:
 
 @pytest.fixture
 def backends() -> Iterator[Stack]:
-    with temporary_stack(only=BACKENDS) as stack:
-        yield stack
+    # A careful administrator's umask must not keep QEMU from its files.
+    umask = os.umask(0o077)
+    try:
+        with temporary_stack(only=BACKENDS) as stack:
+            yield stack
+    finally:
+        os.umask(umask)
     assert traces(stack.state.path) == []
 
 
