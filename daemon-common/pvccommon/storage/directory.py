@@ -287,12 +287,10 @@ class DirectoryPool(StoragePool):
     @contextmanager
     def open_device(self, name: str, *, read_only: bool = False) -> Iterator[BlockDevice]:
         label = self.describe(name)
-        with ExitStack() as stack:
-            with os_errors(f"open volume {label}"), self._opening():
-                image = self._head(name, "open")
-                fd = self._open_content(image, f"open volume {label}", stack, read_only=read_only)
-                direct_io = not self._is_exported(image)
-            yield stack.enter_context(loop_device(fd, label, read_only=read_only, direct_io=direct_io))
+        with self._open_content(name, f"open volume {label}", read_only=read_only) as (image, fd):
+            direct_io = not self._is_exported(image)
+            with loop_device(fd, label, read_only=read_only, direct_io=direct_io) as device:
+                yield device
 
     def disk_source(self, name: str) -> DiskSource:
         with os_errors(f"find volume {self.describe(name)}"), self._opening():
@@ -315,25 +313,27 @@ class DirectoryPool(StoragePool):
 
     def _pieces(self, name: str) -> Iterator[bytes]:
         what = f"export volume {self.describe(name)}"
-        with os_errors(what), ExitStack() as stack:
-            with self._opening():
-                image = self._head(name, "export")
-                fd = self._open_content(image, what, stack, read_only=True)
-                size = self._images.size_bytes(image)
-            yield from read_pieces(fd, size)
+        with self._open_content(name, what, read_only=True) as (image, fd), os_errors(what):
+            yield from read_pieces(fd, self._images.size_bytes(image))
 
-    def _open_content(self, image: Image, what: str, stack: ExitStack, *, read_only: bool) -> int:
-        """A locked descriptor of a file with the raw content of an image."""
-        if not self._is_exported(image):
-            fd = lock_file(image.path, what, read_only=read_only)
-            stack.callback(os.close, fd)
-            return fd
-        if self._mapping == "loop":
-            raise WrongState(
-                what, "a qcow2 volume needs an export", "set storage.mapping to auto in the configuration"
-            )
-        node = qemu_img.chain(self._images.chain(image), writable=not read_only)
-        return stack.enter_context(open_export(node, what, read_only=read_only))
+    @contextmanager
+    def _open_content(self, name: str, what: str, *, read_only: bool) -> Iterator[tuple[Image, int]]:
+        """The volume's image, locked, and a descriptor of a file with its raw content."""
+        with ExitStack() as stack:
+            with os_errors(what), self._opening():
+                image = self._head(name, "open")
+                chain = self._images.chain(image)
+                fd = lock_file(image.path, what, read_only=read_only)
+                stack.callback(os.close, fd)
+            if not self._is_exported(image):
+                yield image, fd
+                return
+            if self._mapping == "loop":
+                hint = "set storage.mapping to auto in the configuration"
+                raise WrongState(what, "a qcow2 volume needs an export", hint)
+            node = qemu_img.chain(chain, writable=not read_only)
+            node["file"]["locking"] = "off"  # the lock is ours, and the daemon keeps it
+            yield image, stack.enter_context(open_export(node, what, read_only=read_only, locks=(fd,)))
 
     def _is_exported(self, image: Image) -> bool:
         return image.format != "raw" or self._mapping == "export"

@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
@@ -40,25 +40,31 @@ IF_PARENT_LIVES = ("sh", "-c", '[ "$PPID" = "$1" ] || exit 1; shift; exec "$@"',
 
 @contextmanager
 def open_export(
-    image: Mapping[str, Any], what: str, *, read_only: bool = False, mountpoint: str = __file__
+    image: Mapping[str, Any],
+    what: str,
+    *,
+    read_only: bool = False,
+    locks: Collection[int] = (),
+    mountpoint: str = __file__,
 ) -> Iterator[int]:
     """A descriptor of a file with the raw content of an image, until the context ends or the process dies.
 
-    `image` is QEMU's description (BlockdevOptions in QAPI) without "node-name"; any driver will do.
-    `mountpoint` is any existing regular file; only the daemon sees it covered. Everything opened through
-    the descriptor (a loop device) must be closed before the context ends. `what` is named in errors. Raises
-    Busy when the image is locked by another user.
+    `image` is QEMU's description (BlockdevOptions in QAPI) without "node-name"; any driver will do. `what`
+    is named in errors. `locks` are descriptors the daemon keeps open, so that a lock on one lasts until the
+    daemon is gone, too: the export itself shares the image with everybody. `mountpoint` is any existing
+    regular file; only the daemon sees it covered. Everything opened through the descriptor (a loop device)
+    must be closed before the context ends.
     """
-    with _daemon(_command(image, read_only, mountpoint), what) as process:
+    with _daemon(_command(image, read_only, mountpoint), what, locks) as process:
         with os_errors(what):
-            fd = os.open(
-                f"/proc/{process.pid}/root{mountpoint}",
-                (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC,
-            )
+            mode = os.O_RDONLY if read_only else os.O_RDWR
+            fd = os.open(f"/proc/{process.pid}/root{mountpoint}", mode | os.O_CLOEXEC)
         try:
             yield fd
         finally:
-            os.close(fd)
+            # Closing asks the daemon to flush; that it is gone is reported below.
+            with suppress(OSError):
+                os.close(fd)
 
 
 def _command(image: Mapping[str, Any], read_only: bool, mountpoint: str) -> list[str]:
@@ -81,9 +87,9 @@ def _command(image: Mapping[str, Any], read_only: bool, mountpoint: str) -> list
 
 
 @contextmanager
-def _daemon(command: list[str], what: str) -> Iterator[subprocess.Popen[bytes]]:
+def _daemon(command: list[str], what: str, locks: Collection[int]) -> Iterator[subprocess.Popen[bytes]]:
     with tempfile.TemporaryFile() as errors:
-        keeper = _Keeper([*WITH_PARENT, *IF_PARENT_LIVES, str(os.getpid()), *command], errors)
+        keeper = _Keeper([*WITH_PARENT, *IF_PARENT_LIVES, str(os.getpid()), *command], errors, locks)
         process = keeper.launch(what)
         try:
             _wait_until_ready(process, errors, what)
@@ -100,9 +106,10 @@ class _Keeper:
     The parent-death signal is sent when the *thread* that forked ends, not its process: prctl(2).
     """
 
-    def __init__(self, command: list[str], errors: IO[bytes]) -> None:
+    def __init__(self, command: list[str], errors: IO[bytes], locks: Collection[int]) -> None:
         self._command = command
         self._errors = errors
+        self._locks = locks
         self._launched = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._error: OSError | None = None
@@ -126,6 +133,7 @@ class _Keeper:
                 stderr=self._errors,
                 env={"PATH": SAFE_PATH, "LANG": "C.UTF-8"},
                 start_new_session=True,
+                pass_fds=tuple(self._locks),
             )
         except OSError as exc:
             self._error = exc

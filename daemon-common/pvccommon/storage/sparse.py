@@ -31,13 +31,15 @@ def write_sparse(fd: int, stream: ByteSource, size_bytes: int, what: str) -> Non
 
 def read_pieces(fd: int, size_bytes: int) -> Iterator[bytes]:
     """The content of a file in pieces; holes are not read."""
+    if os.fstat(fd).st_size < size_bytes:
+        raise OSError(errno.EIO, f"the file ends before {size_bytes} bytes")
     offset = 0
     while offset < size_bytes:
         length = min(PIECE_BYTES, size_bytes - offset)
         hole = _data_starts(fd, offset, size_bytes) >= offset + length
         piece = ZERO_PIECE[:length] if hole else os.pread(fd, length, offset)
         if not piece:
-            raise OSError(errno.EIO, f"the file ends at {offset} of {size_bytes} bytes")
+            raise OSError(errno.EIO, f"the file ends before {size_bytes} bytes")
         yield piece
         offset += len(piece)
 
