@@ -1,17 +1,20 @@
 """Short commands the API sends to the node of a VM: each answers with plain JSON, within seconds."""
 
+import logging
 import os
 import signal
+import threading
 from collections.abc import Callable, Mapping
 
 from pvccommon import builds
-from pvccommon.errors import NotFound, WrongInput, WrongState
+from pvccommon.errors import NotFound, PvcError, WrongInput, WrongState
 from pvccommon.models import Json, Vm
 from pvcnoded.build import BuildProcess
 from pvcnoded.lease import Owner
 from pvcnoded.vm_record import update_vm
 
 MAX_CONSOLE_LINES = 10_000
+logger = logging.getLogger("pvc.commands")
 
 
 class Commands:
@@ -128,11 +131,25 @@ class Commands:
         update_vm(self._database, name, state="stop")
         return f"VM {name} has shut down." if wait else f"Shutting down VM {name}."
 
-    def _restart(self, name: str, _force: bool, _wait: bool) -> str:
-        self._hypervisor.shutdown(name, wait=True)
-        self._hypervisor.start(name)
-        update_vm(self._database, name, state="start")
-        return f"Restarted VM {name}."
+    def _restart(self, name: str, _force: bool, wait: bool) -> str:
+        """The guest powers off, then starts with its definition of now; one that does not is left running."""
+        self._hypervisor.shutdown(name, wait=False)
+        update_vm(self._database, name, state="restart", failed_reason="")
+        if wait:
+            self._start_again(name)
+            return f"Restarted VM {name}."
+        threading.Thread(target=self._start_again, args=(name,), name=f"restart {name}", daemon=True).start()
+        return f"Restarting VM {name}."
+
+    def _start_again(self, name: str) -> None:
+        try:
+            self._hypervisor.wait_shutoff(name)
+            self._hypervisor.start(name)
+        except PvcError as exc:
+            logger.warning("restart VM %s: %s", name, exc.message)
+            update_vm(self._database, name, state="start", failed_reason=exc.message)
+            raise
+        update_vm(self._database, name, state="start", seen=self._hypervisor.state(name))
 
     def _find_vm(self, name: str) -> Vm:
         with self._database.session() as session:

@@ -73,7 +73,7 @@ class Hypervisor:
                 if domain.isActive():
                     domain.destroy()
 
-    def shutdown(self, name: str, *, wait: bool, timeout_s: float = SHUTDOWN_TIMEOUT_S) -> None:
+    def shutdown(self, name: str, *, wait: bool) -> None:
         """Ask the guest to power off. Raises WrongState (it does not run), TimedOut (waited in vain)."""
         what = f"shut down domain {name}"
         with self._talking(what) as connection:
@@ -81,12 +81,16 @@ class Hypervisor:
             if not domain.isActive():
                 raise WrongState(what, "it does not run")
             domain.shutdown()
+        if wait:
+            self.wait_shutoff(name)
+
+    def wait_shutoff(self, name: str, timeout_s: float = SHUTDOWN_TIMEOUT_S) -> None:
+        """Until a guest that was asked to has powered off. Raises TimedOut."""
         deadline = time.monotonic() + timeout_s
-        while wait and self.state(name) != "shutoff":
+        while self.state(name) != "shutoff":
             if time.monotonic() > deadline:
-                raise TimedOut(
-                    what, f"the guest did not power off within {timeout_s:g} s", f"pvc vm stop {name}"
-                )
+                why = f"the guest did not power off within {timeout_s:g} s"
+                raise TimedOut(f"shut down domain {name}", why, f"pvc vm stop {name}")
             time.sleep(0.5)
 
     def undefine(self, name: str) -> None:

@@ -55,28 +55,28 @@ class Keeper:
         user = userns.create_user_namespace(first_uid, int(message["processes"]))
         self._devices = devices.DeviceDirectory(first_uid)
         self._groups = limits.ControlGroups(memory_mib=message["memory_mib"], processes=message["processes"])
-        go, self_go = os.pipe()
-        block, unblock = os.pipe()
-        info, self_info = os.pipe()
-        launch = {**message, "userns_fd": user, "go_fd": go, "block_fd": block, "info_fd": self_info}
-        self._bwrap_pid = self._fork_into_new_pid_namespace(launch, keep=(self_go, unblock, info))
+        go, our_go = os.pipe()
+        our_ready, ready = os.pipe()
+        launch = {**message, "userns_fd": user, "go_fd": go, "ready_fd": ready}
+        self._bwrap_pid = self._fork_into_new_pid_namespace(launch, keep=(our_go, our_ready))
         self.bwrap_fd = os.pidfd_open(self._bwrap_pid)
-        for fd in (go, block, self_info, *(int(message[name]) for name in _HANDED_OVER)):
+        for fd in (go, ready, *(int(message[name]) for name in _HANDED_OVER)):
             os.close(fd)
         self._groups.add(self._bwrap_pid)
-        os.write(self_go, b"g")
-        os.close(self_go)
-        init = self._wait_for_init(info)
+        os.write(our_go, b"g")
+        self._wait_for_prelude(our_ready)
+        init = self._first_process()
         self._init_fd = os.pidfd_open(init)
         self._namespaces = volumes.Namespaces(user, _open_namespace(init, "mnt"))
         if message["network"]:
             self._connect(init, message["denied_networks"])
-        os.write(unblock, b"u")
-        os.close(unblock)
+        os.write(our_go, b"\n")
+        os.close(our_go)
         return {"init_pid": init, "limits": self._groups.enforced}
 
     def _connect(self, init: int, denied: list[str]) -> None:
         assert self._namespaces is not None
+        network.wait_loopback(init)
         netns = _open_namespace(init, "net")
         try:
             networks = network.denied_networks(denied)
@@ -99,17 +99,22 @@ class Keeper:
         os.close(own)
         return pid
 
-    def _wait_for_init(self, info: int) -> int:
-        """Process id, as the keeper sees it, of the first process inside; OSError if bwrap ends before."""
+    def _wait_for_prelude(self, ready: int) -> None:
+        """Wait until everything inside stands; OSError if bwrap or the prelude ends before."""
         text = b""
-        while not text.rstrip().endswith(b"}"):
-            readable, _, _ = select.select([info], [], [], START_TIMEOUT_S)
-            chunk = os.read(info, 4096) if readable else b""
+        while not text.endswith(b"ready\n"):
+            readable, _, _ = select.select([ready], [], [], START_TIMEOUT_S)
+            chunk = os.read(ready, 4096) if readable else b""
             if not chunk:
                 raise OSError("start bwrap: it ended early" if readable else "start bwrap: no answer")
             text += chunk
-        os.close(info)
-        # bwrap names the process as its own process namespace does, which is not the keeper's.
+        os.close(ready)
+
+    def _first_process(self) -> int:
+        """Process id, as the keeper sees it, of the first process inside: bwrap's only child.
+
+        bwrap itself (--info-fd) would tell the number of its own process namespace.
+        """
         with open(f"/proc/{self._bwrap_pid}/task/{self._bwrap_pid}/children") as children:
             return int(children.read().split()[0])
 

@@ -55,6 +55,24 @@ class Network:
             os.waitpid(self._pid, 0)
 
 
+def wait_loopback(pid: int) -> None:
+    """Until the loopback device of a process's network namespace is up.
+
+    bwrap gives it its address and fails when it has one; slirp4netns, too, brings it up, and the kernel then
+    adds the address by itself. So slirp4netns must come second.
+    """
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while "host LOCAL" not in _read(f"/proc/{pid}/net/fib_trie"):
+        if time.monotonic() > deadline:
+            raise OSError("start bwrap: its loopback device does not come up")
+        time.sleep(0.001)
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
 def _become_slirp(netns_fd: int, userns_fd: int, ready: int, leave: int, report: int) -> None:
     """In a forked child: own /dev/net/tun, become the sandbox's root, replace this process. Never returns."""
     try:

@@ -8,17 +8,25 @@ from typing import Any
 
 import libvirt
 import requests
-from devstack import Stack
-from devstack import libvirt as stack_libvirt
 from sqlalchemy import select
 
+from devstack import Stack
+from devstack import libvirt as stack_libvirt
 from pvccommon.config import load_config
 from pvccommon.database import Database
-from pvccommon.models import Build, Resource, Vm
+from pvccommon.models import Build, Resource, Vm, one_of
+from pvcnoded.journal import PENDING
 
 NOOP = Path(__file__).parents[3] / "provisioner-scripts" / "builders" / "noop.py"
 # Programs a build starts; they may run only while a build does.
-HELPERS = ("bwrap", "slirp4netns", "qemu-storage-daemon", "pvcnoded.build", "pvcnoded.sandbox", "vmbuilder.runner")
+HELPERS = (
+    "bwrap",
+    "slirp4netns",
+    "qemu-storage-daemon",
+    "pvcnoded.build",
+    "pvcnoded.sandbox",
+    "vmbuilder.runner",
+)
 FINAL = ("succeeded", "failed", "cancelled")
 
 
@@ -57,13 +65,17 @@ class Cluster:
         else:
             self.change("POST", "/provisioner/script", name=name, data=script)
         wanted = disks or {"sda": {"disk_size": 1}}
-        storage = "-".join(["disks", *(f"{disk}.{'.'.join(map(str, wanted[disk].values()))}" for disk in wanted)])
+        storage = "-".join(
+            ["disks", *(f"{disk}.{'.'.join(map(str, wanted[disk].values()))}" for disk in wanted)]
+        )
         storage = storage.replace("/", "r")
         self._ensure("/provisioner/template/system", "small", vcpus=1, vram=768, serial=True, vnc=False)
         self._ensure("/provisioner/template/network", "net")
         if self._ensure("/provisioner/template/storage", storage):
             for disk, values in wanted.items():
-                self.change("POST", f"/provisioner/template/storage/{storage}/disk/{disk}", pool="vms", **values)
+                self.change(
+                    "POST", f"/provisioner/template/storage/{storage}/disk/{disk}", pool="vms", **values
+                )
         self._ensure(
             "/provisioner/profile",
             name,
@@ -120,33 +132,62 @@ class Cluster:
 
     def worker_pid(self, kind: str = "builds") -> int:
         """The Celery worker of the node."""
-        return next(pid for pid, line in processes().items() if f"pvcnoded.worker {kind}" in line and self._ours(pid))
+        return next(
+            pid for pid, line in processes().items() if f"pvcnoded.worker {kind}" in line and self._ours(pid)
+        )
 
     def build_pid(self, task: str) -> int:
         """The process that runs a build."""
-        return next(pid for pid, line in processes().items() if f"pvcnoded.build {task}" in line)
+        return self.find_process(f"pvcnoded.build {task}")
 
-    def _ours(self, pid: int) -> bool:
-        return str(self.stack.state.path) in Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+    def find_process(self, words: str) -> int:
+        """A process of this stack by its command line."""
+        return next(pid for pid, line in processes().items() if words in line and self.is_ours(pid))
+
+    def is_ours(self, pid: int) -> bool:
+        """Whether a process was started by this stack's daemons, or runs in one of its sandboxes."""
+        try:
+            uid = Path(f"/proc/{pid}").stat().st_uid
+            environment = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+        except OSError:
+            return False
+        return FIRST_UID <= uid <= LAST_UID or str(self.stack.state.path) in environment
+
+    def helpers(self) -> set[str]:
+        """Processes that may live only while a build does."""
+        found = set()
+        for pid, line in processes().items():
+            if self.is_ours(pid) and any(word in line for word in HELPERS):
+                found.add(f"{pid}: {line}")
+        return found
 
     def footprint(self) -> "Footprint":
         """What there is now of everything a build can leave."""
         state = self.stack.state
-        with self.database.session() as session:
-            vms = set(session.execute(select(Vm.name)).scalars())
-            pending = set(session.execute(select(Resource.name).where(Resource.state.in_(["intended", "made"]))).scalars())
-            leases = set(session.execute(select(Build.id).where(Build.lease_owner.isnot(None))).scalars())
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
         return Footprint(
-            mounts=frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()),
-            loop_devices=frozenset(loop_devices()),
-            processes=frozenset(line for line in processes().values() if any(word in line for word in HELPERS)),
-            volumes=frozenset(str(path) for path in (state / "pools").rglob("*") if not path.name.startswith(".")),
+            mounts=frozenset(line.split()[4] for line in mounts),
+            loop_devices=frozenset(line for line in loop_devices() if str(state.path) in line),
+            processes=frozenset(self.helpers()),
+            volumes=frozenset(map(str, (state / "pools").rglob("*"))),
             domains=frozenset(self.domains()),
             consoles=frozenset(path.name for path in (state / "console").glob("*")),
-            directories=frozenset(str(path) for path in (state / "node").rglob("*") if "slots" not in str(path)),
-            temporary=frozenset(name for name in os.listdir("/tmp") if "pvc" in name),
-            rows=frozenset(vms | pending | leases),
+            directories=frozenset(
+                str(path) for path in (state / "node").rglob("*") if "slot" not in path.name
+            ),
+            temporary=frozenset(
+                name for name in os.listdir("/tmp") if "sandbox" in name or "vmbuilder" in name
+            ),
+            rows=frozenset(self.unsettled_rows()),
         )
+
+    def unsettled_rows(self) -> set[str]:
+        """VMs, journal lines that are neither kept nor undone, and builds somebody holds."""
+        with self.database.session() as session:
+            vms = session.execute(select(Vm.name)).scalars()
+            journal = session.execute(select(Resource.name).where(one_of(Resource.state, PENDING))).scalars()
+            leases = session.execute(select(Build.id).where(Build.lease_owner.isnot(None))).scalars()
+            return {*vms, *journal, *leases}
 
 
 @dataclass(frozen=True)

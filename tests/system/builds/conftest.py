@@ -6,15 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from devstack import temporary_stack
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cluster import Cluster  # noqa: E402 - beside this file
+from cluster import Cluster
 
 SETTINGS = {
     "node": {"heartbeat_s": 1},
-    "builds": {"log_limit_bytes": 200_000, "stage_timeout_s": {"setup": 5, "create": 5, "prepare": 60, "cleanup": 10}},
+    "builds": {
+        "log_limit_bytes": 200_000,
+        "stage_timeout_s": {"setup": 5, "create": 5, "prepare": 60, "cleanup": 10},
+    },
 }
 
 

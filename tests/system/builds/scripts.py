@@ -6,7 +6,7 @@ STAGES = ("setup", "create", "prepare", "install", "cleanup")
 BODIES = {
     "setup": "",
     "create": "return self.domain_xml()",
-    "prepare": "self.volumes.create()\nself.volumes.map()",
+    "prepare": "self.volumes.create()",
     "install": "",
     "cleanup": "",
 }
@@ -22,5 +22,7 @@ def script(*, module: str = "", **stages: str) -> str:
         "import ctypes, os, signal, socket, subprocess, sys, time\n"
         "from vmbuilder import VMBuilder\n"
         f"{textwrap.dedent(module)}\n"
-        'class VMBuilderScript(VMBuilder):\n    """For a test."""\n    api_version = 1\n' + "\n".join(methods) + "\n"
+        'class VMBuilderScript(VMBuilder):\n    """For a test."""\n    api_version = 1\n'
+        + "\n".join(methods)
+        + "\n"
     )

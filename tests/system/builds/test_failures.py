@@ -32,7 +32,9 @@ def test_script_that_fails_on_purpose(cluster: Cluster, stage: str) -> None:
 
 
 def test_clean_up_of_the_script_runs_once_after_a_failure(cluster: Cluster) -> None:
-    source = script(install="raise RuntimeError('first')", cleanup="print('tidying', flush=True); raise OSError('second')")
+    source = script(
+        install="raise RuntimeError('first')", cleanup="print('tidying', flush=True); raise OSError('second')"
+    )
     error, log = fail(cluster, source)
     assert "first" in error["why"], "the first error is the one reported"
     assert log.count("cleanup info tidying") == 1
@@ -77,9 +79,9 @@ def test_script_that_forks_and_exits(cluster: Cluster) -> None:
 
 
 def test_script_that_leaves_a_process_behind(cluster: Cluster) -> None:
-    source = script(
-        install="subprocess.Popen(['sh', '-c', 'while :; do echo still here; sleep 1; done'])\nself.fail('enough')"
-    )
+    loop = "while :; do echo still here; sleep 1; done"
+    source = script(install=f"subprocess.Popen(['sh', '-c', {loop!r}])
+self.fail('enough')")
     error, _ = fail(cluster, source)
     assert "enough" in error["why"]
 
@@ -109,12 +111,14 @@ def test_script_that_returns_a_bad_document(cluster: Cluster, returned: str, rea
 
 
 def test_libvirt_refuses_before_the_long_work(cluster: Cluster) -> None:
-    source = script(create="return self.domain_xml().replace(\"machine='q35'\", \"machine='nonsense'\").replace('machine=\"q35\"', 'machine=\"nonsense\"')")
+    source = script(create="return self.domain_xml().replace('q35', 'nonsense')")
     error, _ = fail(cluster, source)
     assert error["stage"] == "create" and "define domain bad1" in error["what"]
 
 
-@pytest.mark.parametrize("verb", ["volume.create", "volume.map", "volume.unmap", "volume.mount", "volume.clone"])
+@pytest.mark.parametrize(
+    "verb", ["volume.create", "volume.map", "volume.unmap", "volume.mount", "volume.clone"]
+)
 def test_script_that_asks_for_another_vm_s_volume(cluster: Cluster, verb: str) -> None:
     ask = f"self._channel.request('{verb}', pool='vms', volume='db1_sda', path='/tmp/x', filesystem='ext4')"
     error, _ = fail(cluster, script(prepare=ask))

@@ -4,14 +4,14 @@ import os
 import signal
 
 import pytest
-from cluster import Cluster, processes
+from cluster import Cluster
 from scripts import STAGES, script
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("no_leaks")]
 
 # Everything a build can hold while it is killed: mounted volumes, partitions, background processes.
 HOLDING = {
-    "prepare": "self.volumes.create(); self.volumes.map(); self.volumes.format(); self.volumes.mount('/tmp/target')",
+    "prepare": "self.volumes.create(); self.volumes.format(); self.volumes.mount('/tmp/target')",
 }
 DISKS = {"sda": {"disk_size": 1, "filesystem": "ext4", "mountpoint": "/"}}
 
@@ -43,8 +43,7 @@ def test_whole_node_daemon_killed_and_started_again(cluster: Cluster) -> None:
     cluster.make_profile("held", stop_at("install"), disks=DISKS)
     task = cluster.create("held2", "held")
     cluster.wait_for_stage(task, "install", "here")
-    node = next(pid for pid, line in processes().items() if "pvcnoded.main" in line and cluster._ours(pid))
-    os.kill(node, signal.SIGKILL)
+    os.kill(cluster.find_process("pvcnoded.main serve"), signal.SIGKILL)
     cluster.stack.up()
     ended = cluster.wait(task, timeout_s=60)
     assert ended["build_state"] == "failed" and "was killed" in ended["error"]["why"]
