@@ -68,7 +68,7 @@ def settings(config: Config) -> dict[str, Any]:
     address = f"[{api.listen.address}]" if ":" in api.listen.address else api.listen.address
     values = {
         "bind": f"{address}:{api.listen.port}",
-        "worker_class": JsonErrorWorker,
+        "worker_class": f"{__name__}.{JsonErrorWorker.__name__}",
         "logger_class": QuotedLogger,
         "workers": api.workers,
         "threads": api.threads,
