@@ -19,14 +19,10 @@ from pvcnoded.journal import PENDING
 
 NOOP = Path(__file__).parents[3] / "provisioner-scripts" / "builders" / "noop.py"
 # Programs a build starts; they may run only while a build does.
-HELPERS = (
-    "bwrap",
-    "slirp4netns",
-    "qemu-storage-daemon",
-    "pvcnoded.build",
-    "pvcnoded.sandbox",
-    "vmbuilder.runner",
-)
+HELPERS = ("pvcnoded.build ", "pvcnoded.sandbox", "qemu-storage-daemon", "slirp4netns", "bwrap")
+# This stack's sandboxes have ids of their own, by which their processes are known.
+FIRST_UID = 700_000_000
+LAST_UID = FIRST_UID + 256 * 65_536
 FINAL = ("succeeded", "failed", "cancelled")
 
 
@@ -173,11 +169,9 @@ class Cluster:
             domains=frozenset(self.domains()),
             consoles=frozenset(path.name for path in (state / "console").glob("*")),
             directories=frozenset(
-                str(path) for path in (state / "node").rglob("*") if "slot" not in path.name
+                path for path in map(str, (state / "node").rglob("*")) if "slot" not in path
             ),
-            temporary=frozenset(
-                name for name in os.listdir("/tmp") if "sandbox" in name or "vmbuilder" in name
-            ),
+            temporary=frozenset(name for name in os.listdir("/tmp") if "sandbox" in name),
             rows=frozenset(self.unsettled_rows()),
         )
 

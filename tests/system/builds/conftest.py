@@ -11,10 +11,11 @@ from devstack import temporary_stack
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cluster import Cluster
+from cluster import FIRST_UID, Cluster
 
 SETTINGS = {
     "node": {"heartbeat_s": 1},
+    "sandbox": {"first_uid": FIRST_UID},
     "builds": {
         "log_limit_bytes": 200_000,
         "stage_timeout_s": {"setup": 5, "create": 5, "prepare": 60, "cleanup": 10},

@@ -22,10 +22,8 @@ def noop(cluster: Cluster) -> str:
 
 
 def pvc(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
-    argv = ["pvc", *words]
-    return subprocess.run(
-        argv, env=cluster.environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    options = {"env": cluster.environment, "capture_output": True, "text": True, "timeout": 60}
+    return subprocess.run(["pvc", *words], check=False, **options)
 
 
 def remove(cluster: Cluster, vm: str) -> None:
@@ -72,11 +70,8 @@ def test_volumes_can_be_made_without_a_domain(cluster: Cluster, noop: str) -> No
 @pytest.mark.usefixtures("no_leaks")
 def test_only_one_of_many_equal_requests_is_accepted(cluster: Cluster, noop: str) -> None:
     with ThreadPoolExecutor(8) as pool:
-        answers = list(
-            pool.map(
-                lambda _: cluster.request("POST", "/provisioner/create", name="twin", profile=noop), range(8)
-            )
-        )
+        wanted = {"name": "twin", "profile": noop}
+        answers = list(pool.map(lambda _: cluster.request("POST", "/provisioner/create", **wanted), range(8)))
     accepted = [answer for answer in answers if answer.status_code == 202]
     assert len(accepted) == 1, [answer.text for answer in answers]
     assert {answer.status_code for answer in answers} == {202, 400}
@@ -134,9 +129,8 @@ def test_plan_makes_nothing_and_names_every_check(cluster: Cluster, noop: str) -
 @pytest.mark.usefixtures("no_leaks")
 def test_refused_request_lists_all_problems_and_makes_nothing(cluster: Cluster, noop: str) -> None:
     before = cluster.get("/tasks", history=True)["builds"]
-    answer = cluster.request(
-        "POST", "/provisioner/create", name="-Bad-", profile=noop, arg=["nonsense=1", "x"]
-    )
+    wanted = {"name": "-Bad-", "profile": noop, "arg": ["nonsense=1", "x"]}
+    answer = cluster.request("POST", "/provisioner/create", **wanted)
     assert answer.status_code == 400
     assert len(answer.json()["problems"]) == 3, answer.text
     assert cluster.get("/tasks", history=True)["builds"] == before
@@ -144,15 +138,10 @@ def test_refused_request_lists_all_problems_and_makes_nothing(cluster: Cluster, 
 
 @pytest.mark.usefixtures("no_leaks")
 def test_command_line_follows_a_build_to_its_end(cluster: Cluster, noop: str) -> None:
-    argv = ["pvc", "provisioner", "create", "cli1", noop]
-    done = subprocess.run(
-        argv, env=cluster.environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = pvc(cluster, "provisioner", "create", "cli1", noop)
     assert done.returncode == 0, done.stderr
     assert "VM cli1 is running on node hv1" in done.stdout
-    again = subprocess.run(
-        argv, env=cluster.environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    again = pvc(cluster, "provisioner", "create", "cli1", noop)
     assert again.returncode != 0
     assert "VM cli1 exists already" in again.stderr
     remove(cluster, "cli1")

@@ -79,9 +79,12 @@ def test_script_that_forks_and_exits(cluster: Cluster) -> None:
 
 
 def test_script_that_leaves_a_process_behind(cluster: Cluster) -> None:
-    loop = "while :; do echo still here; sleep 1; done"
-    source = script(install=f"subprocess.Popen(['sh', '-c', {loop!r}])
-self.fail('enough')")
+    source = script(
+        install="""
+        subprocess.Popen(['sh', '-c', 'while :; do echo still here; sleep 1; done'])
+        self.fail('enough')
+        """
+    )
     error, _ = fail(cluster, source)
     assert "enough" in error["why"]
 
