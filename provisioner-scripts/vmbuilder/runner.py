@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from vmbuilder import log
+from vmbuilder import log, session
 from vmbuilder.builder import VMBuilder
 from vmbuilder.channel import Channel, ChannelClosed, JsonObject
 from vmbuilder.context import Context
@@ -105,6 +105,7 @@ class Runner:
 
 def make_builder(source: str, context: Context, channel: Channel | None = None) -> VMBuilder:
     """Import the script's source and make its object. Raises whatever the script raises."""
+    session.open_session(channel, context)
     module = load_module(source)
     script_class = getattr(module, "VMBuilderScript", None)
     if not isinstance(script_class, type) or not issubclass(script_class, VMBuilder):
