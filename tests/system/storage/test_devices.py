@@ -18,6 +18,7 @@ from storage_helpers import MIB, SIZE, TEXT, everything_in, fill, qemu_content
 from pvccommon.errors import Busy, EnvironmentFault, NoSpace, WrongInput, WrongState
 from pvccommon.storage import BlockDevice, StoragePool, add_partition, delete_partition
 from pvccommon.storage.directory import DirectoryPool
+from pvccommon.storage.image_lock import is_in_use
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("nothing_left")]
 
@@ -210,7 +211,7 @@ class TestExclusion:
         os.close(held)
         pool.delete_volume("web1_sda")
 
-    def test_many_processes_get_devices_of_their_own(self, tmp_path: Path) -> None:
+    def test_many_openers_at_once_get_devices_of_their_own(self, tmp_path: Path) -> None:
         pool = make_pool("raw", tmp_path)
         for number in range(8):
             pool.create_volume(f"v{number}", SIZE)
@@ -317,6 +318,7 @@ class TestKilled:
         wait_until(lambda: not Path(f"/sys/block/{name}/loop/backing_file").exists())
         assert not Path(f"/dev/{name}p1").exists()
         wait_until(lambda: not storage_daemons(tmp_path))
+        wait_until(lambda: not is_in_use(pool.disk_source("web1_sda").path))  # its files close last
         os.close(done), os.close(ready)
         with pool.open_device("web1_sda") as device:
             assert os.pread(device.fd, len(TEXT), 0) == TEXT
