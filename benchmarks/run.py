@@ -1,0 +1,159 @@
+"""`make bench`: a Debian build next to a bare mmdebstrap of the same packages, and what we add around it.
+
+Both are done in turn, several times, in one run on one machine; what counts is the ratio of the medians.
+See benchmarks/README.md.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(CHECKOUT / "dev"), str(CHECKOUT / "daemon-common")]
+
+from devstack.stack import Stack, temporary_stack  # noqa: E402 - the paths above lead to it
+from pvccommon.errors import EnvironmentFault, PvcError  # noqa: E402
+from pvccommon.run import run  # noqa: E402
+
+DISK_GIB = 4
+RATIO_LIMIT = 1.15
+ADDED_LIMIT_S = 2.0
+BUILD_TIMEOUT_S = 1800
+# Steps in which the script, not we, decides how long it takes.
+SCRIPT_STAGES = ("setup", "create", "prepare", "install", "cleanup")
+BUILDERS = CHECKOUT / "provisioner-scripts" / "builders"
+
+
+@dataclass
+class Figures:
+    """Seconds of each round."""
+
+    bare: list[float] = field(default_factory=list)
+    build: list[float] = field(default_factory=list)
+    noop: list[float] = field(default_factory=list)
+    stages: list[dict[str, float]] = field(default_factory=list)
+
+
+class Bench:
+    """The product's own client on a stack of its own."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._environment = stack.environment()
+
+    def pvc(self, *words: str) -> str:
+        argv = [str(CHECKOUT / "dev" / "bin" / "pvc"), *words]
+        return run(argv, timeout_s=BUILD_TIMEOUT_S, env=self._environment).stdout
+
+    def make_profiles(self) -> None:
+        self.pvc(*"provisioner template system add small --vcpus 1 --vram 512 --serial --no-vnc".split())
+        self.pvc(*"provisioner template network add none".split())
+        self.pvc(*"provisioner template storage add root".split())
+        disk = f"--pool vms --size {DISK_GIB} --filesystem ext4 --mountpoint /"
+        self.pvc(*f"provisioner template storage disk add root sda {disk}".split())
+        for builder in ("noop", "debootstrap"):
+            self.pvc("provisioner", "script", "add", builder, str(BUILDERS / f"{builder}.py"))
+            parts = "--system-template small --network-template none --storage-template root"
+            self.pvc(*f"provisioner profile add {builder} {parts} --script {builder}".split())
+
+    def build(self, profile: str) -> tuple[dict[str, Any], float]:
+        """Make and start a VM, then remove it; (the task, seconds from request to answer)."""
+        started = time.monotonic()
+        task = json.loads(self.pvc("provisioner", "create", "bench", profile, "--json"))
+        seconds = time.monotonic() - started
+        self.pvc("vm", "remove", "bench", "--yes")
+        return task, seconds
+
+    def mmdebstrap_of(self, task: str) -> tuple[list[str], list[str]]:
+        """What the builder ran, read from its log: (options, [suite, target, sources…])."""
+        for line in self.pvc("cluster", "task", "log", task).splitlines():
+            found = re.search(r"\$ (mmdebstrap .*)", line)
+            if found:
+                words = shlex.split(found[1])[1:]
+                options = [word for word in words if word.startswith("--") and word != "--verbose"]
+                return options, [word for word in words if not word.startswith("--")]
+        raise EnvironmentFault("read the builder's log", "it shows no mmdebstrap")
+
+
+@contextmanager
+def mounted_image(directory: Path) -> Iterator[Path]:
+    """A fresh ext4 file system on a loop device."""
+    image, mount = directory / "image", directory / "mnt"
+    mount.mkdir(exist_ok=True)
+    image.unlink(missing_ok=True)
+    with image.open("wb") as file:
+        file.truncate(DISK_GIB * 1024**3)
+    run(["mkfs.ext4", "-q", "-F", image], timeout_s=60)
+    with ExitStack() as undo:
+        run(["mount", "-o", "loop", image, mount], timeout_s=60)
+        undo.callback(run, ["umount", mount], timeout_s=120)
+        yield mount
+    image.unlink()
+
+
+def bare_mmdebstrap(options: Sequence[str], words: Sequence[str], directory: Path) -> float:
+    """Seconds for the same command into a mounted ext4 image, unmounting (so writing) included."""
+    suite, _, *sources = words
+    started = time.monotonic()
+    with mounted_image(directory) as mount:
+        run(["mmdebstrap", *options, suite, mount, *sources], timeout_s=BUILD_TIMEOUT_S)
+    return time.monotonic() - started
+
+
+def measure(bench: Bench, rounds: int, directory: Path) -> Figures:
+    """A first build fills the caches and tells the packages; then both sides in turn."""
+    figures = Figures()
+    task, _ = bench.build("debootstrap")
+    options, words = bench.mmdebstrap_of(task["id"])
+    for number in range(1, rounds + 1):
+        print(f"round {number} of {rounds}", file=sys.stderr, flush=True)
+        figures.bare.append(bare_mmdebstrap(options, words, directory))
+        task, seconds = bench.build("debootstrap")
+        figures.build.append(seconds)
+        figures.stages.append({stage["stage"]: float(stage["seconds"] or 0) for stage in task["stages"]})
+        figures.noop.append(bench.build("noop")[1])
+    return figures
+
+
+def report(figures: Figures) -> bool:
+    """Print the table; whether both limits hold."""
+    bare, build, noop = (statistics.median(f) for f in (figures.bare, figures.build, figures.noop))
+    added = statistics.median(
+        total - sum(stages.get(name, 0) for name in SCRIPT_STAGES)
+        for total, stages in zip(figures.build, figures.stages, strict=True)
+    )
+    print(f"{'bare mmdebstrap into a mounted image':<44} {bare:7.1f} s")
+    print(f"{'debootstrap builder, request to started VM':<44} {build:7.1f} s")
+    print(f"{'ratio (at most ' + str(RATIO_LIMIT) + ')':<44} {build / bare:7.2f}")
+    print(f"{'around the script, debootstrap (below 2 s)':<44} {added:7.2f} s")
+    print(f"{'noop builder, request to started VM':<44} {noop:7.2f} s")
+    print("\nstages of the median build:")
+    for name in figures.stages[0]:
+        print(f"  {name:<12} {statistics.median(stages.get(name, 0) for stages in figures.stages):8.2f} s")
+    return build / bare <= RATIO_LIMIT and added < ADDED_LIMIT_S
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with temporary_stack() as stack, tempfile.TemporaryDirectory(prefix="pvc-bench-") as directory:
+        bench = Bench(stack)
+        bench.make_profiles()
+        return 0 if report(measure(bench, options.rounds, Path(directory))) else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except PvcError as exc:
+        sys.exit(f"bench: {exc.message}")
