@@ -1,8 +1,9 @@
 """Working inside a mounted root directory."""
 
 import os
+import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -65,6 +66,23 @@ def entered(root: str | os.PathLike[str]) -> Iterator[None]:
         os.fchdir(old_directory)
         os.close(old_root)
         os.close(old_directory)
+
+
+def end_processes(root: str | os.PathLike[str]) -> list[int]:
+    """Kill what still works below `root`, such as a daemon a package has started; returns the ids."""
+    ended = [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if _works_in(pid, str(root))]
+    for pid in ended:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return ended
+
+
+def _works_in(pid: int, root: str) -> bool:
+    for link in ("root", "cwd", "exe"):
+        with suppress(OSError):
+            if f"{os.readlink(f'/proc/{pid}/{link}')}/".startswith(f"{root}/"):
+                return pid != os.getpid()
+    return False
 
 
 def _unmount(place: Path) -> None:

@@ -7,18 +7,21 @@ away.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final, overload
 
-from vmbuilder import filesystem, partitions
+from vmbuilder import chroot, filesystem, log, partitions
 from vmbuilder.context import PlanVolume
-from vmbuilder.errors import ProvisioningError, ValidationError
+from vmbuilder.errors import BrokerError, ProvisioningError, ValidationError
 
 Request = Callable[..., dict[str, Any]]
 
 SWAP: Final = "swap"
+BUSY: Final = "busy-retry"
+_BUSY_WAITS_S: Final = (0.1, 0.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -221,8 +224,23 @@ class Volumes(Sequence[Volume]):
     def unmount(self) -> None:
         """Unmount in reverse order what mount() mounted."""
         while self._mounted:
-            self._request("volume.unmount", path=self._mounted[-1])
+            self._unmount(self._mounted[-1])
             self._mounted.pop()
+
+    def _unmount(self, path: str) -> None:
+        """Unmount; what still has files open there is ended, and the kernel given a moment to notice."""
+        for wait_s in _BUSY_WAITS_S:
+            try:
+                self._request("volume.unmount", path=path)
+                return
+            except BrokerError as exc:
+                if exc.kind != BUSY:
+                    raise
+                log.write(
+                    log.Level.WARNING, f"{exc}; ended processes: {chroot.end_processes(path) or 'none'}"
+                )
+                time.sleep(wait_s)
+        self._request("volume.unmount", path=path)
 
     def unmap(self) -> None:
         """Unmap every volume."""

@@ -1,4 +1,4 @@
-"""The debootstrap builder: one VM with several disks, built in the sandbox and booted by both kinds of firmware."""
+"""The debootstrap builder: a VM built in the sandbox, looked at, and booted by both kinds of firmware."""
 
 import json
 import subprocess

@@ -16,6 +16,7 @@ MIB = 1024**2
 
 FILLER = '''
 import os
+import subprocess
 from vmbuilder import VMBuilder, bootloader, chroot
 from vmbuilder.target import Target
 
@@ -50,6 +51,7 @@ class VMBuilderScript(VMBuilder):
         with chroot.system_mounts("/tmp/target"):
             assert os.path.exists("/tmp/target/dev/null") and os.path.exists("/tmp/target/proc/self")
         assert not os.listdir("/tmp/target/proc")
+        subprocess.Popen(["setsid", "sleep", "600"], cwd="/tmp/target/srv", stdout=subprocess.DEVNULL)
 
     def cleanup(self):
         self.volumes.release()
@@ -89,6 +91,7 @@ def test_partitions_file_systems_mounts_and_back(pool: DirectoryPool) -> None:
         "none swap sw 0 0 True",
     ]
     assert kept(build, "LEFT") == ["[] False"]
+    assert any("ended processes: [" in line for line in build.log.lines)
     table = json.loads(subprocess.check_output(["sfdisk", "--json", image(pool, "web1_sdb")]))[
         "partitiontable"
     ]
