@@ -168,6 +168,10 @@ class Keeper:
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
             select.select([self.bwrap_fd], [], [], END_TIMEOUT_S)
             self.report_end()
+        if self._namespaces is not None:
+            # Unmounts what is left, at once; at the exit of a process the kernel would do it a little later.
+            for fd in self._namespaces:
+                os.close(fd)
         if self._network is not None:
             self._network.close()
         if self._devices is not None:

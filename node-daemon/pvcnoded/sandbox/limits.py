@@ -83,7 +83,8 @@ def _sweep(parent: str) -> None:
     """Remove groups whose keeper no longer exists (it was killed and could not do it itself)."""
     for name in os.listdir(parent):
         pid = name.removeprefix(GROUP_PREFIX)
-        if name.startswith(GROUP_PREFIX) and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+        # A process that has ended but was not waited for has no command line.
+        if name.startswith(GROUP_PREFIX) and pid.isdigit() and not _read(f"/proc/{pid}/cmdline"):
             with contextlib.suppress(OSError):
                 os.rmdir(os.path.join(parent, name))
 

@@ -116,8 +116,6 @@ BWRAP: tuple[Rule, ...] = (
     Rule("--clearenv", "no variable of the worker's environment"),
     Rule("--new-session", "cannot push characters into a terminal of the host (TIOCSTI)"),
     Rule("--die-with-parent", "ends when the worker ends, however it ends"),
-    Rule("--block-fd {block_fd}", "the script starts only when the network is ready"),
-    Rule("--info-fd {info_fd}", "tells when the namespaces exist"),
     Rule("--add-seccomp-fd {seccomp_fd}", "system call filter, see below"),
 )
 
@@ -126,17 +124,19 @@ DESCRIPTORS = {
     "channel_fd": 3,
     "sdk_fd": 4,
     "seccomp_fd": 5,
-    "block_fd": 6,
-    "info_fd": 7,
+    "go_fd": 6,
+    "ready_fd": 7,
     "userns_fd": 8,
     "arguments_fd": 9,
 }
 
-# Run inside before the main program. The two mounts are not walls on purpose: a locked mount below /dev
-# would make the kernel refuse "mount --bind /dev TARGET/dev", which half of all chroot scripts do.
+# Run inside before the main program. The two mounts are not walls on purpose: a locked mount below /dev would
+# make the kernel refuse "mount --bind /dev TARGET/dev", which half of all chroot scripts do. "ready" tells
+# the keeper that bwrap is done (both set up the loopback interface), a line from it that the network is.
 PRELUDE = (
-    "exec 6<&- 7>&- 8<&- && mount -t devpts -o newinstance,ptmxmode=0666,mode=0620,gid=5 devpts /dev/pts"
+    "mount -t devpts -o newinstance,ptmxmode=0666,mode=0620,gid=5 devpts /dev/pts"
     " && mount -t tmpfs -o nosuid,nodev,mode=1777,size=25% shm /dev/shm"
+    " && echo ready >&7 && exec 7>&- 8<&- && read go <&6 && exec 6<&-"
     ' && exec "$@"'
 )
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import ipaddress
 import json
 import os
 import re
@@ -241,6 +242,11 @@ def check_spec(spec: SandboxSpec) -> None:
         raise WrongInput(what, f"environment variables are not valid: {', '.join(bad)}")
     if spec.first_uid < 65536:
         raise WrongInput(what, f"first_uid {spec.first_uid} lies among the host's own users")
+    for network in spec.denied_networks:
+        try:
+            ipaddress.ip_network(network, strict=False)
+        except ValueError as exc:
+            raise WrongInput(what, f"denied network {exc}") from exc
     if any(not os.path.isabs(path) for path in spec.hidden_paths):
         raise WrongInput(what, "hidden paths must be absolute")
 

@@ -52,13 +52,11 @@ REFUSED = {
     "set a memory setting": "echo 1 > /proc/sys/vm/overcommit_memory",
     "press sysrq": "echo b > /proc/sysrq-trigger",
     "lower the OOM score": "echo -900 > /proc/self/oom_score_adj",
-    "load a module": "insmod /dev/null || modprobe dummy",
     "set the clock": "date -s 2001-01-01",
     "raise a hard limit": "ulimit -H -n 1000000",
     "turn on swap": "dd if=/dev/zero of=/tmp/s bs=1M count=4 && mkswap /tmp/s && swapon /tmp/s",
     "change routes": "ip route del prohibit 192.0.2.0/24 2>&1 || ip route add 192.0.2.0/24 dev lo",
     "change the packet filter": "ip link add dummy0 type dummy",
-    "enter the first process's mounts": "nsenter --mount=/proc/1/ns/mnt --net=/proc/1/ns/net ls /etc/pvc",
     "make a loop device": "losetup -f /etc/hostname",
 }
 
