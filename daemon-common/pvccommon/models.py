@@ -297,7 +297,7 @@ class Vm(Base):
     xml: str = Column(Text, nullable=False)
     userdata: str | None = Column(Text)
     tags: list[Json] = Column(JSON, nullable=False, default=list)
-    volumes: list[Json] = Column(JSON, nullable=False, default=list)  # [{pool, volume}] removed with the VM
+    volumes: list[Json] = Column(JSON, nullable=False, default=list)  # [{pool, volume, disk_id}]
     node_limit: str | None = Column(String)
     node_selector: str | None = Column(String)
     node_autostart: bool = Column(Boolean, nullable=False, default=False)

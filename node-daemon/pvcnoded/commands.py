@@ -10,6 +10,7 @@ from pvccommon import builds
 from pvccommon.errors import NotFound, PvcError, WrongInput, WrongState
 from pvccommon.models import Json, Vm
 from pvcnoded.build import BuildProcess
+from pvcnoded.domain_xml import refresh_disks, sources_of
 from pvcnoded.lease import Owner
 from pvcnoded.vm_record import update_vm
 
@@ -112,9 +113,19 @@ class Commands:
     # ---- states
 
     def _start(self, name: str, _force: bool, _wait: bool) -> str:
-        self._hypervisor.start(name)
+        self._power_on(name)
         update_vm(self._database, name, state="start", failed_reason="")
         return f"Started VM {name}."
+
+    def _power_on(self, name: str) -> None:
+        """Start a domain with its disks as they are now; one that runs is left alone."""
+        if self._hypervisor.state(name) == "running":
+            return
+        sources = sources_of(self._process.pools)
+        definition = refresh_disks(self._hypervisor.xml(name), self._find_vm(name).volumes, sources)
+        self._hypervisor.redefine(name, definition)
+        self._hypervisor.start(name)
+        update_vm(self._database, name, xml=self._hypervisor.xml(name))
 
     def _stop(self, name: str, _force: bool, _wait: bool) -> str:
         self._hypervisor.stop(name)
@@ -144,7 +155,7 @@ class Commands:
     def _start_again(self, name: str) -> None:
         try:
             self._hypervisor.wait_shutoff(name)
-            self._hypervisor.start(name)
+            self._power_on(name)
         except PvcError as exc:
             logger.warning("restart VM %s: %s", name, exc.message)
             update_vm(self._database, name, state="start", failed_reason=exc.message)

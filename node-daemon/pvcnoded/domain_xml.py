@@ -46,6 +46,22 @@ def resolve_domain(checked: "etree._Element", plan: Json, find_source: FindSourc
     return etree.tostring(root, encoding="unicode")
 
 
+def refresh_disks(xml: str, volumes: Sequence[Json], find_source: FindSource) -> str:
+    """A VM's definition with its disks as their pools have them now.
+
+    Operations on a volume (a snapshot, a clone made of it) can change the file behind it, so this is due
+    before every start. `volumes`: [{pool, volume, disk_id}].
+    """
+    root = etree.fromstring(xml, etree.XMLParser(resolve_entities=False))
+    by_target = {volume["disk_id"]: volume for volume in volumes}
+    for disk in root.findall("devices/disk"):
+        target = disk.find("target")
+        volume = by_target.get("" if target is None else str(target.get("dev")))
+        if volume is not None:
+            _set_disk(disk, find_source(volume["pool"], volume["volume"]))
+    return etree.tostring(root, encoding="unicode")
+
+
 def _set_cpu(root: "etree._Element", domain: Json) -> None:
     cpu = root.find("cpu")
     topology = None if cpu is None else cpu.find("topology")

@@ -1,15 +1,29 @@
 """How each kind of journalled thing is undone on this node. Every undoer is idempotent."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 from pvccommon.database import Database
-from pvccommon.errors import EnvironmentFault
+from pvccommon.errors import Busy, EnvironmentFault
 from pvccommon.models import Vm
 from pvccommon.storage.pool import StoragePool
 from pvcnoded.hypervisor import Hypervisor
 from pvcnoded.journal import Undo
 
+BUSY_FOR_S = 5
 VOLUME, DOMAIN, VM = "volume", "domain", "vm"
+
+
+def _patiently(action: Callable[[], None]) -> None:
+    """A killed process holds its devices for some milliseconds more: try for a while."""
+    deadline = time.monotonic() + BUSY_FOR_S
+    while True:
+        try:
+            return action()
+        except Busy:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def undoers(database: Database, pools: Mapping[str, StoragePool], hypervisor: Hypervisor) -> dict[str, Undo]:
@@ -19,7 +33,7 @@ def undoers(database: Database, pools: Mapping[str, StoragePool], hypervisor: Hy
         pool, _, volume = name.partition("/")
         if pool not in pools:
             raise EnvironmentFault(f"delete volume {name}", "the pool is no longer configured on this node")
-        pools[pool].delete_volume(volume, missing_ok=True)
+        _patiently(lambda: pools[pool].delete_volume(volume, missing_ok=True))
 
     def undo_vm(name: str) -> None:
         with database.session() as session:

@@ -31,7 +31,9 @@ def write_vm(database: Database, build_id: str, plan: Json, xml: str) -> None:
                 vcpus=plan["domain"]["vcpus"],
                 xml=xml,
                 userdata=plan["userdata"],
-                volumes=[{"pool": volume["pool"], "volume": volume["volume"]} for volume in plan["volumes"]],
+                volumes=[
+                    {key: volume[key] for key in ("pool", "volume", "disk_id")} for volume in plan["volumes"]
+                ],
                 build=build_id,
                 **{column: plan["system"][column] for column in COPIED_FROM_SYSTEM},
             )

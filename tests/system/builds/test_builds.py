@@ -97,6 +97,9 @@ def test_disk_can_be_a_clone_of_another_vm_s(cluster: Cluster, noop: str) -> Non
     task = cluster.build("copy", "cloner", start_vm=False)
     assert task["state"] == "SUCCESS", task
     assert "backingStore" in cluster.domains()["copy"]
+    for vm in ("copy", "gold"):  # cloning moved the original's file below both
+        cluster.change("POST", f"/vm/{vm}/state", state="start")
+        assert cluster.get(f"/vm/{vm}")[0]["state"] == "start"
     remove(cluster, "copy")
     remove(cluster, "gold")
 

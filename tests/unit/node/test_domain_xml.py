@@ -7,7 +7,7 @@ from plans import PLAN, plan, sdk_xml
 
 from pvccommon.storage.pool import BackingFile, DiskSource
 from pvcnoded.domain_policy import check_domain
-from pvcnoded.domain_xml import resolve_domain, source_to_come
+from pvcnoded.domain_xml import refresh_disks, resolve_domain, source_to_come
 
 LOG = Path("/var/log/console/web1.log")
 
@@ -29,6 +29,17 @@ def test_volumes_become_the_files_behind_them() -> None:
     assert disk.find("driver").get("type") == "qcow2"
     assert disk.find("backingStore/source").get("file") == "/pool/base.raw"
     assert disk.find("backingStore/backingStore") is not None, "the chain must end, or libvirt probes"
+
+
+def test_disks_follow_their_volumes_before_a_start() -> None:
+    first = etree.tostring(resolve(plan(), DiskSource("file", "/pool/a.raw", "raw")), encoding="unicode")
+    volumes = [{"pool": "vms", "volume": f"web1_{disk}", "disk_id": disk} for disk in ("sda", "sdb")]
+    moved = DiskSource("file", "/pool/b.qcow2", "qcow2", (BackingFile("/pool/a.raw", "raw"),))
+    root = etree.fromstring(refresh_disks(first, volumes, lambda pool, volume: moved))
+    assert [disk.find("source").get("file") for disk in root.findall("devices/disk")] == ["/pool/b.qcow2"] * 2
+    assert [disk.find("backingStore/source").get("file") for disk in root.findall("devices/disk")] == [
+        "/pool/a.raw"
+    ] * 2
 
 
 def test_networks_become_bridges_or_user_mode() -> None:
