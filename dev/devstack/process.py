@@ -27,6 +27,10 @@ class Process:
     def alive(self) -> bool:
         return self.boot == _boot() and _started_ticks(self.pid) == self.started_ticks
 
+    @classmethod
+    def current(cls) -> "Process":
+        return cls(os.getpid(), _started_ticks(os.getpid()) or 0, _boot())
+
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)))
 

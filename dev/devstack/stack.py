@@ -15,6 +15,7 @@ from devstack.leftovers import find_leftovers, remove_leftovers
 from devstack.libvirt import Libvirtd, Virtlogd
 from devstack.node import Node
 from devstack.postgresql import Postgresql
+from devstack.process import Process
 from devstack.redis import Redis
 from devstack.service import Service
 from devstack.state import CHECKOUT, DEFAULT_ROOT, State, create_searchable, default_path
@@ -23,6 +24,9 @@ from pvccommon.errors import EnvironmentFault, NotFound, WrongInput, WrongState
 # In the order of starting; stopped the other way round.
 SERVICES: tuple[type[Service], ...] = (Postgresql, Redis, Virtlogd, Libvirtd, Api, Node)
 GROUPS = {"libvirt": ("virtlogd", "libvirtd")}
+# Temporary stacks: how their directories begin, and the file that remembers who made one.
+TEMPORARY = "test-"
+OWNER = "owner.json"
 Say = Callable[[str], None]
 
 
@@ -146,15 +150,28 @@ class Stack:
 def temporary_stack(
     *, only: Collection[str] = (), settings: Mapping[str, Any] | None = None, say: Say = lambda line: None
 ) -> Iterator[Stack]:
-    """A stack of its own for a test, gone with all its data at the end."""
+    """A stack of its own for a test, gone with all its data at the end.
+
+    One whose test was killed is removed by the next.
+    """
     require_root()
     create_searchable(DEFAULT_ROOT)
-    stack = Stack(Path(tempfile.mkdtemp(prefix="test-", dir=DEFAULT_ROOT)), say)
+    remove_abandoned()
+    stack = Stack(Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=DEFAULT_ROOT)), say)
+    Process.current().save(stack.state / OWNER)
     try:
         stack.up(only=only, settings=settings)
         yield stack
     finally:
         stack.down(purge=True)
+
+
+def remove_abandoned() -> None:
+    """Take away temporary stacks whose owners are dead."""
+    for path in DEFAULT_ROOT.glob(f"{TEMPORARY}*"):
+        owner = Process.load_or_none(path / OWNER)
+        if owner and not owner.alive:
+            Stack(path).down(purge=True)
 
 
 def select(names: Collection[str]) -> list[type[Service]]:

@@ -1,5 +1,6 @@
 """The stack: comes up, is asked from outside, goes down without a trace."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from devstack import Stack, libvirt, temporary_stack
-from devstack.process import command_line, marked
+from devstack import DEFAULT_ROOT, Stack, libvirt, temporary_stack
+from devstack.process import Process, command_line, marked
 from devstack.state import CHECKOUT
 from pvccommon.errors import EnvironmentFault, WrongInput
 from pvccommon.run import run
@@ -215,6 +216,17 @@ def test_stray_processes_mounts_and_loop_devices_are_taken_away(small: Stack) ->
     finally:
         stray.kill()
         stray.wait()
+
+
+def test_stack_of_a_killed_test_is_removed_by_the_next(small: Stack) -> None:
+    abandoned = Stack(Path(tempfile.mkdtemp(prefix="test-", dir=DEFAULT_ROOT)))
+    abandoned.up(only=("redis",))
+    gone = dataclasses.replace(Process.current(), started_ticks=1)
+    gone.save(abandoned.state / "owner.json")
+    with temporary_stack(only=("redis",)):
+        assert traces(abandoned.state.path) == []
+        assert not abandoned.state.path.exists()
+        assert running(small)["redis"], "a stack in use is left alone"
 
 
 def test_settings_reach_the_configuration_and_stay() -> None:

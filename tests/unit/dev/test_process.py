@@ -8,18 +8,12 @@ from devstack import process
 from devstack.process import Process
 
 
-def this_process() -> Process:
-    ticks = process._started_ticks(os.getpid())
-    assert ticks is not None
-    return Process(os.getpid(), ticks, process._boot())
-
-
 def test_living_process_is_recognised() -> None:
-    assert this_process().alive
+    assert Process.current().alive
 
 
 def test_reused_pid_or_another_boot_is_not_the_process() -> None:
-    known = this_process()
+    known = Process.current()
     assert not dataclasses.replace(known, started_ticks=known.started_ticks + 1).alive
     assert not dataclasses.replace(known, boot="another").alive
 
@@ -37,14 +31,14 @@ def test_zombie_is_not_alive() -> None:
 
 def test_record_is_kept_and_a_broken_one_is_none(tmp_path: Path) -> None:
     record = tmp_path / "record.json"
-    this_process().save(record)
-    assert Process.load_or_none(record) == this_process()
+    Process.current().save(record)
+    assert Process.load_or_none(record) == Process.current()
     record.write_text("{")
     assert Process.load_or_none(record) is None
     assert Process.load_or_none(tmp_path / "absent") is None
 
 
 def test_ending_what_is_gone_does_nothing() -> None:
-    known = dataclasses.replace(this_process(), started_ticks=1)
+    known = dataclasses.replace(Process.current(), started_ticks=1)
     process.end(known, first=process.signal.SIGTERM, timeout_s=0.1)
     process.end_all([])
