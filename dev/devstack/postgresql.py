@@ -78,10 +78,14 @@ class Postgresql(Service):
         """One statement as the administrator, given on stdin so that no password is in an argument list."""
         port = str(self.state.port(self.name))
         options = ("-X", "-q", "-t", "-A", "-v", "ON_ERROR_STOP=1", "-h", str(self.directory), "-p", port)
-        return self._as_postgres(program("psql"), *options, input=statement, secrets=secrets).stdout.strip()
+        return self._as_postgres(
+            program("psql"), *options, statement=statement, secrets=secrets
+        ).stdout.strip()
 
-    def _as_postgres(self, *argv: str, input: str | None = None, secrets: tuple[str, ...] = ()) -> Completed:  # noqa: A002
-        return run([*AS_POSTGRES, *argv], timeout_s=120, input=input, secrets=secrets, cwd="/")
+    def _as_postgres(
+        self, *argv: str, statement: str | None = None, secrets: tuple[str, ...] = ()
+    ) -> Completed:
+        return run([*AS_POSTGRES, *argv], timeout_s=120, input=statement, secrets=secrets, cwd="/")
 
 
 def program(name: str) -> str:
