@@ -16,7 +16,7 @@ from pvcapid.parameters import Given
 from pvcapid.services import reading, services
 from pvccommon.builds import accept_build
 from pvccommon.declarations import Declaration, mask_texts
-from pvccommon.errors import PvcError, WrongInput
+from pvccommon.errors import EnvironmentFault, PvcError, WrongInput
 from pvccommon.models import Build, Profile, now
 from pvccommon.planning import BuildRequest, PlannedBuild, plan_build
 from pvccommon.queue import call_node, send_build
@@ -107,19 +107,29 @@ def _plan(session: Session, given: Given) -> PlannedBuild:
         arguments=tuple(given.get("arg", ())),
     )
     _look_at_arguments(session, request, given)
-    planned = plan_build(session, services().config, request, find_volume=_find_volume)
+    planned = plan_build(session, services().config, request, find_volume=VolumeFinder())
     if given.problems and "profile" in given:
         given.problems.extend(planned.problems)
     return planned
 
 
-def _find_volume(node: str, pool: str, volume: str) -> dict[str, Any] | None:
-    """Ask a node for a volume that is to be cloned."""
-    arguments = {"pool": pool, "volume": volume}
-    found: dict[str, Any] | None = call_node(
-        services().queue, node, "volume.find", arguments, FIND_TIMEOUT_S
-    )["found"]
-    return found
+class VolumeFinder:
+    """Asks a node which volumes there are. Once it has not answered it is not asked, and waited for, again."""
+
+    def __init__(self) -> None:
+        self._failure: PvcError | None = None
+
+    def __call__(self, node: str, pool: str, volume: str) -> dict[str, Any] | None:
+        if self._failure:
+            raise self._failure
+        try:
+            arguments = {"pool": pool, "volume": volume}
+            answer = call_node(services().queue, node, "volume.find", arguments, FIND_TIMEOUT_S)
+        except EnvironmentFault as exc:
+            self._failure = exc
+            raise
+        found: dict[str, Any] | None = answer["found"]
+        return found
 
 
 def _look_at_arguments(session: Session, request: BuildRequest, given: Given) -> None:

@@ -59,6 +59,7 @@ def answer_unexpected(error: Exception) -> Response:
 
 
 def _answer(document: dict[str, Any], status: int) -> Response:
+    document["message"] = " ".join(document["message"].split())  # one line, whatever a program said
     answer = jsonify(document)
     answer.status_code = status
     return answer

@@ -1,4 +1,4 @@
-"""A real PostgreSQL and a real Redis of this test run's own, the application on them, and a node that answers."""
+"""A PostgreSQL and a Redis of this test run's own, the application on them, and a node that answers."""
 
 import shutil
 import socket
@@ -21,6 +21,7 @@ from werkzeug.test import TestResponse
 with warnings.catch_warnings():  # Debian 12's kombu and apispec use what later Pythons will not have
     warnings.simplefilter("ignore", DeprecationWarning)
     from celery import Celery
+    from celery.concurrency.thread import TaskPool
 
     from pvcapid.app import create_app
 from pvccommon import queue, tokens
@@ -52,6 +53,20 @@ class VMBuilderScript(VMBuilder):
     def create(self):
         raise RuntimeError("never run by the API")
 '''
+
+
+# Of Debian 12's kombu and apispec, which use what later Pythons will not have.
+FOREIGN_WARNINGS = (
+    "ignore:SelectableGroups dict interface:DeprecationWarning",
+    "ignore:distutils Version classes:DeprecationWarning",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            for warning in FOREIGN_WARNINGS:
+                item.add_marker(pytest.mark.filterwarnings(warning))
 
 
 def free_port() -> int:
@@ -120,7 +135,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, in
 @pytest.fixture(scope="session")
 def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     port = free_port()
-    settings = [
+    options = [
         "--port",
         str(port),
         "--bind",
@@ -133,7 +148,7 @@ def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         "no",
     ]
     directory = tmp_path_factory.mktemp("redis")
-    process = subprocess.Popen(["redis-server", *settings], cwd=directory, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(["redis-server", *options], cwd=directory, stdout=subprocess.DEVNULL)
 
     def answers() -> bool:
         with closing(socket.socket()) as probe:
@@ -145,7 +160,7 @@ def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 @pytest.fixture(scope="session")
-def document(
+def settings(
     postgres: tuple[str, int], redis_port: int, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """The configuration, as it stands in the file."""
@@ -167,8 +182,8 @@ def document(
 
 
 @pytest.fixture(scope="session")
-def config(document: dict[str, Any]) -> Config:
-    return parse_config(document)
+def config(settings: dict[str, Any]) -> Config:
+    return parse_config(settings)
 
 
 @pytest.fixture(scope="session")
@@ -276,6 +291,12 @@ def node(database: Database, empty: None) -> str:
     return NODE
 
 
+class ThreadPool(TaskPool):  # type: ignore[misc]
+    """The application waits for answers in this very process."""
+
+    task_join_will_block = False
+
+
 class FakeNode:
     """What the node of the tests says to the verbs it is sent, and what it was sent."""
 
@@ -296,6 +317,9 @@ class FakeNode:
             "vm.console": {"data": "web1 login: "},
         }
 
+    def build(self, build_id: str) -> None:
+        self.builds.append(build_id)
+
     def command(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         self.calls.append((verb, arguments))
         answer = self.answers.get(verb, NotFound(f"run {verb}", "no such verb"))
@@ -308,12 +332,14 @@ def node_worker(config: Config) -> Iterator[FakeNode]:
     fake = FakeNode()
     celery: Celery = queue.create_celery(config.queue)
     celery.task(fake.command, name=queue.COMMAND_TASK, ignore_result=False)
-    celery.task(fake.builds.append, name=queue.BUILD_TASK)
+    celery.task(fake.build, name=queue.BUILD_TASK)
+    celery.finalize()
+    celery.set_default()  # a worker that is started in a thread looks for its application there
     worker = celery.WorkController(
         app=celery,
         hostname=f"commands@{NODE}",
-        pool_cls="solo",
-        concurrency=1,
+        pool_cls=ThreadPool,
+        concurrency=4,
         queues=[queue.command_queue(NODE), queue.build_queue(NODE)],
         without_heartbeat=True,
         without_mingle=True,
