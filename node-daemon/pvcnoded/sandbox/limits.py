@@ -21,7 +21,8 @@ class Hierarchy(NamedTuple):
 
 def limit_this_process() -> None:
     """Bind the calling process and all that come from it; only real root can lower the OOM score again."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # 1, not 0: the value at which the kernel does not even start the host's core dump handler (core(5)).
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES[0], soft), min(OPEN_FILES[1], hard)))
     with open("/proc/self/oom_score_adj", "w") as score:

@@ -228,7 +228,7 @@ LIMITS: tuple[Rule, ...] = (
         "`memory_mib` by control group where the host has one; the writable tmpfs has half that size",
     ),
     Rule("open files", "1,024, at most 65,536 a process"),
-    Rule("core dumps", "none"),
+    Rule("core dumps", "none, and no crash is handed to the host's core dump handler"),
     Rule("user namespaces", "none inside: user.max_user_namespaces of the sandbox is 0"),
     Rule("oom_score_adj", "+500 and cannot be lowered: the kernel ends a build before a virtual machine"),
     Rule("no_new_privs", "set by bwrap: no set-user-ID program gains anything"),

@@ -125,8 +125,7 @@ class Sandbox:
     def wait(self, timeout_s: float) -> int | None:
         """Exit status of the main program (negative: by signal), or None if it has not ended in time."""
         if self._returncode is None:
-            readable, _, _ = select.select([self._status], [], [], timeout_s)
-            if not readable:
+            if not _readable(self._status, timeout_s):
                 return None
             text = os.read(self._status, 64)
             self._returncode = int(text) if text.strip() else -signal.SIGKILL
@@ -155,6 +154,8 @@ class Sandbox:
                 self._control.send(packet)
                 answer = json.loads(self._control.recv(1 << 20) or b"null")
             except TimeoutError as exc:
+                # The answer may still come, and would be taken for that of the next request.
+                self._control.shutdown(socket.SHUT_RDWR)
                 raise TimedOut(what, f"no answer after {REQUEST_TIMEOUT_S:g} s") from exc
             except OSError as exc:
                 raise EnvironmentFault(what, f"the sandbox has ended ({exc.strerror or exc})") from exc
@@ -178,8 +179,9 @@ class Sandbox:
 
     def _tail(self) -> str:
         """What the programs that open a sandbox have printed, for their error messages."""
-        readable, _, _ = select.select([self.output], [], [], 0.1)
-        return os.read(self.output, OUTPUT_TAIL_BYTES).decode(errors="replace").strip() if readable else ""
+        if not _readable(self.output, 0.1):
+            return ""
+        return os.read(self.output, OUTPUT_TAIL_BYTES).decode(errors="replace").strip()
 
 
 @contextlib.contextmanager
@@ -228,6 +230,13 @@ def _launch(spec: SandboxSpec, command: Sequence[str], stack: contextlib.ExitSta
         environment={**ENVIRONMENT, **spec.environment, "PVC_CHANNEL_FD": str(DESCRIPTORS["channel_fd"])},
     )
     return sandbox
+
+
+def _readable(fd: int, timeout_s: float) -> bool:
+    """Whether there is something to read, or the end, within the time; any descriptor number (not select)."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(timeout_s * 1000))
 
 
 def check_spec(spec: SandboxSpec) -> None:

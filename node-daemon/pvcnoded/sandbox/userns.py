@@ -93,6 +93,7 @@ def uid_slot(directory: str) -> Iterator[int]:
     """Hold the lowest free slot number; the range of a build starts at first_uid + slot * 65536.
 
     Slots are files locked with flock(2) in `directory` (made if missing), so a killed process frees its own.
+    Everything on a host that uses the same ranges must use the same directory. Raises Busy if all are taken.
     """
     os.makedirs(directory, mode=0o700, exist_ok=True)
     for slot in range(MAX_SLOTS):
@@ -107,8 +108,9 @@ def uid_slot(directory: str) -> Iterator[int]:
         finally:
             os.close(fd)
         return
-    # Kept free of pvccommon, see keeper.py; the worker never asks for more slots than it has processes.
-    raise OSError(f"take a user id range: all {MAX_SLOTS} slots in {directory} are in use")
+    from pvccommon.errors import Busy  # only the worker has it, the keeper does not
+
+    raise Busy("take a user id range", f"all {MAX_SLOTS} slots in {directory} are in use")
 
 
 def range_start(first_uid: int, slot: int) -> int:
