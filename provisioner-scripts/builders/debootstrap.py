@@ -15,19 +15,9 @@ COMPONENTS = {"debian": ("main",), "ubuntu": ("main", "universe")}
 
 # What makes it pleasant: the default of the argument `packages`.
 PLEASANT = (
-    "ca-certificates",
-    "cloud-init",
-    "dbus",
-    "iproute2",
-    "iputils-ping",
-    "less",
-    "nano",
-    "netbase",
-    "openssh-server",
-    "qemu-guest-agent",
-    "sudo",
-    "tzdata",
-)
+    "ca-certificates cloud-init dbus iproute2 iputils-ping less nano netbase openssh-server qemu-guest-agent"
+    " sudo tzdata"
+).split()
 # Parts of systemd that are packages of their own in some releases only.
 OPTIONAL = ("systemd-resolved", "systemd-timesyncd")
 
