@@ -128,9 +128,7 @@ class Cluster:
 
     def worker_pid(self, kind: str = "builds") -> int:
         """The Celery worker of the node."""
-        return next(
-            pid for pid, line in processes().items() if f"pvcnoded.worker {kind}" in line and self._ours(pid)
-        )
+        return self.find_process(f"pvcnoded.worker {kind}")
 
     def build_pid(self, task: str) -> int:
         """The process that runs a build."""

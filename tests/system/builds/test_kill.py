@@ -57,6 +57,7 @@ def test_node_daemon_stopped_in_order(cluster: Cluster) -> None:
     assert cluster.wait(task, timeout_s=60)["build_state"] in ("failed", "cancelled")
 
 
+@pytest.mark.filterwarnings("ignore:SelectableGroups:DeprecationWarning")  # Debian 12's kombu, at import
 def test_second_delivery_of_an_ended_build_does_nothing(cluster: Cluster) -> None:
     from pvccommon import queue
 
