@@ -3,7 +3,6 @@
 Nothing is undone here: `build.py` does that when a step raises.
 """
 
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -30,6 +29,8 @@ from pvcnoded.undo import DOMAIN, VM
 from pvcnoded.vm_record import update_vm, write_vm
 
 LOAD_TIMEOUT_S = 60
+# One for the whole host, so that two daemons on it never give the same user ids to two sandboxes.
+SLOTS = "/run/pvc/slots"
 LAST_CLEANUP_S = 30
 
 
@@ -175,7 +176,7 @@ class Pipeline:
 
     def _open_sandbox(self) -> Any:
         settings = self.config.sandbox
-        slot = self._stack.enter_context(uid_slot(os.path.join(self.config.state_directory, "slots")))
+        slot = self._stack.enter_context(uid_slot(SLOTS))
         return open_sandbox(
             SandboxSpec(
                 build_id=self.journal.build_id,

@@ -185,7 +185,12 @@ class Target:
     def add_administrator(self, name: str) -> None:
         """Add a user (if there is none of the name) who may become root without a password."""
         if self._account_or_none(name) is None:
-            self.run(["useradd", "--create-home", "--shell", "/bin/bash", name])
+            groups = self.path("/etc/group").read_text().splitlines()
+            existing = any(
+                line.startswith(f"{name}:") for line in groups
+            )  # such as Debian's group "operator"
+            group = ["--gid", name] if existing else ["--user-group"]
+            self.run(["useradd", "--create-home", "--shell", "/bin/bash", *group, name])
         self.write(f"/etc/sudoers.d/90-{name}", f"{name} ALL=(ALL) NOPASSWD:ALL\n", mode=0o440)
 
     def authorize_keys(self, user: str, keys: Sequence[str]) -> None:

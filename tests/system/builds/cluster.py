@@ -1,5 +1,6 @@
 """A running stack as the tests use it: requests to its API, and what the machine holds on its behalf."""
 
+import hashlib
 import os
 import time
 from dataclasses import dataclass
@@ -40,6 +41,10 @@ class Cluster:
         self._http.trust_env = False
         self._http.headers["X-Api-Key"] = environment["PVC_API_KEY"]
 
+    def close(self) -> None:
+        self._http.close()
+        self.database.close()
+
     def request(self, method: str, path: str, **data: Any) -> requests.Response:
         arguments: dict[str, Any] = {"params": data} if method == "GET" else {"data": data}
         return self._http.request(method, self.url + path, timeout=120, **arguments)
@@ -61,18 +66,15 @@ class Cluster:
         else:
             self.change("POST", "/provisioner/script", name=name, data=script)
         wanted = disks or {"sda": {"disk_size": 1}}
-        storage = "-".join(
-            ["disks", *(f"{disk}.{'.'.join(map(str, wanted[disk].values()))}" for disk in wanted)]
-        )
-        storage = storage.replace("/", "r")
-        self._ensure("/provisioner/template/system", "small", vcpus=1, vram=768, serial=True, vnc=False)
-        self._ensure("/provisioner/template/network", "net")
-        if self._ensure("/provisioner/template/storage", storage):
+        storage = "disks-" + hashlib.sha256(repr(wanted).encode()).hexdigest()[:16]
+        self.ensure("/provisioner/template/system", "small", vcpus=1, vram=768, serial=True, vnc=False)
+        self.ensure("/provisioner/template/network", "net")
+        if self.ensure("/provisioner/template/storage", storage):
             for disk, values in wanted.items():
                 self.change(
                     "POST", f"/provisioner/template/storage/{storage}/disk/{disk}", pool="vms", **values
                 )
-        self._ensure(
+        self.ensure(
             "/provisioner/profile",
             name,
             profile_type="provisioner",
@@ -82,7 +84,7 @@ class Cluster:
             script=name,
         )
 
-    def _ensure(self, path: str, name: str, **values: Any) -> bool:
+    def ensure(self, path: str, name: str, **values: Any) -> bool:
         found = self.request("GET", path, limit=f"^{name}$")
         if found.status_code == 200 and found.json():
             return False

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ SETTINGS = {
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     with temporary_stack(settings=SETTINGS) as stack:
-        yield Cluster(stack)
+        with closing(Cluster(stack)) as cluster:
+            yield cluster
 
 
 @pytest.fixture

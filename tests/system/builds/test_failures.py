@@ -146,10 +146,11 @@ def test_disk_larger_than_the_pool_is_refused_before_the_build(cluster: Cluster)
 
 def test_memory_the_node_does_not_have_is_refused_before_the_build(cluster: Cluster) -> None:
     cluster.make_profile("broken", script())
-    cluster._ensure("/provisioner/template/system", "giant", vcpus=1, vram=1_000_000, serial=True, vnc=False)
-    cluster._ensure(
-        "/provisioner/profile", "giant", profile_type="provisioner", system_template="giant", script="broken",
-        network_template="net", storage_template="disks-sda.1",
-    )  # fmt: skip
+    cluster.ensure("/provisioner/template/system", "giant", vcpus=1, vram=1_000_000, serial=True, vnc=False)
+    parts = cluster.get("/provisioner/profile", limit="^broken$")[0]
+    values = {key: parts[key] for key in ("script", "network_template", "storage_template")}
+    cluster.ensure(
+        "/provisioner/profile", "giant", profile_type="provisioner", system_template="giant", **values
+    )
     answer = cluster.request("POST", "/provisioner/create", name="giant1", profile="giant")
     assert answer.status_code == 400 and "memory" in answer.text
