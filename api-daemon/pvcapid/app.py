@@ -1,6 +1,7 @@
 """The Flask application."""
 
 from flask import Flask, Response, request
+from werkzeug.routing import Map
 
 from pvcapid import (
     audit,
@@ -56,13 +57,21 @@ HEADERS = {
 MAX_PATH = 1024
 
 
+class LiteralMap(Map):
+    """Never redirects: with existing clients a redirected POST becomes a GET."""
+
+    def __init__(self) -> None:
+        super().__init__(strict_slashes=False, merge_slashes=False)
+
+
+class Api(Flask):
+    url_map_class = LiteralMap  # type: ignore[assignment]  # Flask calls it without arguments
+
+
 def create_app(config: Config) -> Flask:
     """The application; connects to nothing yet. Raises EnvironmentFault when a secret cannot be read."""
-    app = Flask("pvcapid", static_folder=None, template_folder=None)
+    app = Api("pvcapid", static_folder=None, template_folder=None)
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    # A redirected POST would become a GET with existing clients.
-    app.url_map.strict_slashes = False
-    app.url_map.merge_slashes = False
     services.init_app(app, config)
     errors.init_app(app)
     app.before_request(refuse_odd_paths)

@@ -114,7 +114,7 @@ def _plan(session: Session, given: Given) -> PlannedBuild:
 
 
 class VolumeFinder:
-    """Asks a node which volumes there are. Once it has not answered it is not asked, and waited for, again."""
+    """Asks a node which volumes there are; once it has not answered it is not asked again."""
 
     def __init__(self) -> None:
         self._failure: PvcError | None = None

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     command: Command = options.command
     try:
-        command(load_config(options.config), options)
+        command(load_config(getattr(options, "config", None)), options)
     except PvcError as exc:
         hint = f" (hint: {exc.hint})" if exc.hint else ""
         print(f"pvc-api: {exc.message}{hint}", file=sys.stderr)
@@ -37,7 +37,6 @@ def build_parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--config", metavar="PATH", default=argparse.SUPPRESS, help="configuration file")
     parser = argparse.ArgumentParser("pvc-api", description="The REST API daemon.", parents=[shared])
-    parser.set_defaults(config=None)
     parser.add_argument("--version", action="version", version=f"pvc-api {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command, text in (

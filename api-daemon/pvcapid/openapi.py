@@ -63,7 +63,7 @@ def _paths(app: Flask) -> dict[str, dict[str, Any]]:
 def _operation(rule: Rule, method: str, info: Endpoint) -> dict[str, Any]:
     in_path = [
         {"in": "path", "name": name, "required": True, "schema": {"type": "string"}}
-        for name in sorted(rule.arguments)
+        for name in re.findall(r"<([^>]+)>", rule.rule)
     ]
     role = REQUIRED_ROLE[rule.endpoint]
     operation: dict[str, Any] = {

@@ -22,6 +22,7 @@ with warnings.catch_warnings():  # Debian 12's kombu and apispec use what later 
     warnings.simplefilter("ignore", DeprecationWarning)
     from celery import Celery
     from celery.concurrency.thread import TaskPool
+    from celery.worker import state
 
     from pvcapid.app import create_app
 from pvccommon import queue, tokens
@@ -349,8 +350,9 @@ def node_worker(config: Config) -> Iterator[FakeNode]:
     thread = threading.Thread(target=worker.start, daemon=True)
     thread.start()
     yield fake
-    worker.stop()
+    state.should_stop = 0
     thread.join(timeout=10)
+    state.should_stop = None
 
 
 @pytest.fixture

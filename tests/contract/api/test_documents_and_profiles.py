@@ -57,9 +57,9 @@ def test_a_large_document_is_taken(api: Any, expect: Any) -> None:
         "x = 1\n",
         "class VMBuilderScript:\n    pass\n",
         "class VMBuilderScript:\n    api_version = 99\n",
-        "class VMBuilderScript:\n    api_version = 1\n    arguments = (Argument('a', type='color'),)\n",
-        "class VMBuilderScript:\n    api_version = 1\n    arguments = (Argument(open('/etc/passwd').read()),)\n",
-        "class VMBuilderScript:\n    api_version = 1\n    def setup(self, more): ...\n",
+        GOOD_SCRIPT + "    arguments = (Argument('a', type='color'),)\n",
+        GOOD_SCRIPT + "    arguments = (Argument(open('/etc/passwd').read()),)\n",
+        GOOD_SCRIPT + "    def setup(self, more): ...\n",
     ],
 )
 def test_scripts_that_cannot_work_are_refused(api: Any, database: Database, expect: Any, source: str) -> None:
@@ -182,7 +182,7 @@ def test_a_redacted_secret_that_comes_back_keeps_its_value(
 def test_a_change_of_scripts_does_not_reveal_secrets(
     api: Any, profile: str, database: Database, expect: Any
 ) -> None:
-    source = "class VMBuilderScript:\n    api_version = 1\n    arguments = (Argument('password'), Argument('owner'))\n"
+    source = GOOD_SCRIPT + "    arguments = (Argument('password'), Argument('owner'))\n"
     expect(api.post("/provisioner/script", {"name": "open"}, form={"data": source}), 200)
     path = f"{PROFILE_PATH}/{profile}"
     assert paths(expect(api.put(path, {"script": "open"}), 400)) == {"arguments.password"}
