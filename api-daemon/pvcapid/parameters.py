@@ -98,7 +98,10 @@ def _read_body(incoming: Request) -> bytes:
     """The whole body; chunked ones are cut off at the limit, too."""
     if (incoming.content_length or 0) > MAX_BODY_BYTES:
         raise RequestEntityTooLarge
-    body = incoming.stream.read(MAX_BODY_BYTES + 1)
+    try:
+        body = incoming.stream.read(MAX_BODY_BYTES + 1)
+    except OSError as exc:  # broken chunks, or the caller is gone
+        raise WrongInput("read the request", "its body breaks off or is malformed") from exc
     if len(body) > MAX_BODY_BYTES:
         raise RequestEntityTooLarge
     return body
