@@ -144,13 +144,17 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _require_text(name: str, value: Any) -> None:
     """Refuse what no text of ours may hold: NUL and lone surrogates; looks into lists of texts."""
     for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, str) and ("\0" in item or (not item.isascii() and _has_surrogate(item))):
+        if isinstance(item, str) and ("\0" in item or _has_surrogate(item)):
             what = repr(name[:64]) if item is not name else "a parameter's name"
             raise WrongInput("read the request", f"{what} holds a character that is not allowed")
 
 
 def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _flatten(found: list[Any]) -> list[Any]:
