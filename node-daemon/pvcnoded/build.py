@@ -17,7 +17,7 @@ from types import FrameType
 from pvccommon import builds
 from pvccommon.config import Config, load_config
 from pvccommon.database import Database
-from pvccommon.errors import Cancelled, Internal, PvcError
+from pvccommon.errors import Cancelled, EnvironmentFault, Internal, PvcError
 from pvccommon.models import Build, BuildState, Json
 from pvccommon.storage import pools_from_config
 from pvccommon.storage.pool import StoragePool
@@ -83,7 +83,7 @@ class BuildProcess:
             return False
         with self.database.session() as session:
             build = builds.find_build(session, build_id, lock=True)
-            cancelled = build.cancel_requested or (build.error or {}).get("kind") == "cancelled"
+            cancelled = (build.error or {}).get("kind") == "cancelled"
             builds.finish_build(build, BuildState.CANCELLED if cancelled else BuildState.FAILED)
         return True
 
@@ -111,12 +111,17 @@ class BuildProcess:
     def _fail(self, pipeline: Pipeline, exc: BaseException) -> None:
         """First the script's own clean-up, then ours; the first error is the one reported."""
         failed_stage = pipeline.log.stage
+        in_a_hurry = isinstance(exc, Cancelled)
+        if in_a_hurry and not self._cancel_requested(pipeline.journal.build_id):
+            exc = EnvironmentFault(
+                "run the build", "the node daemon was stopped", "run the same create again"
+            )
         error = describe_failure(exc, pipeline.plan["vm"]["name"], failed_stage)
         if not isinstance(exc, PvcError):
             logger.exception("build %s failed in a way nobody foresaw", pipeline.journal.build_id)
         pipeline.log.error(builds.describe_error(error))
         pipeline.log.flush()
-        if not isinstance(exc, Cancelled) and failed_stage != "cleanup":
+        if not in_a_hurry and failed_stage != "cleanup":
             pipeline.clean_up_after_failure()
         try:
             pipeline.close()
@@ -124,6 +129,10 @@ class BuildProcess:
             pipeline.log.error(f"while closing the sandbox: {second}")
         pipeline.log.flush()
         self.undo(pipeline.journal.build_id, error)
+
+    def _cancel_requested(self, build_id: str) -> bool:
+        with self.database.session() as session:
+            return builds.find_build(session, build_id).cancel_requested
 
 
 def describe_failure(exc: BaseException, vm: str, stage: str) -> Json:

@@ -1,6 +1,7 @@
 """Who runs a build: the lease on its row, and how to tell that the holder is dead."""
 
 import os
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,8 +81,13 @@ class LeaseKeeper:
         self._thread.join(timeout=10)
 
     def _renew(self) -> bool:
+        """Whether the lease is still ours. A cancel whose signal came too early is noticed here."""
         with self._database.session() as session:
-            return builds.renew_lease(session, self._build_id, self._owner, self._lease) is not None
+            build = builds.renew_lease(session, self._build_id, self._owner, self._lease)
+            cancelled = build is not None and build.cancel_requested
+        if cancelled:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return build is not None
 
     def _keep(self) -> None:
         valid_until = now() + self._lease

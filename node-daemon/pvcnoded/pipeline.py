@@ -11,7 +11,7 @@ from typing import Any
 from pvccommon import builds, steps
 from pvccommon.config import Config
 from pvccommon.database import Database
-from pvccommon.errors import Internal, Problem, PvcError, ScriptFailed, WrongInput
+from pvccommon.errors import Cancelled, Internal, Problem, PvcError, ScriptFailed, WrongInput
 from pvccommon.models import Json
 from pvccommon.storage.pool import StoragePool
 from pvcnoded.broker import Broker
@@ -155,9 +155,10 @@ class Pipeline:
         self.log.flush()
         self.log.stage = stage
         with self.database.session() as session:
-            builds.enter_stage(
-                builds.find_build(session, self.journal.build_id, lock=True), step, stage, status
-            )
+            build = builds.find_build(session, self.journal.build_id, lock=True)
+            if build.cancel_requested:  # before this process could be signalled
+                raise Cancelled("run the build", "an operator cancelled it")
+            builds.enter_stage(build, step, stage, status)
 
     def _what(self, stage: str) -> str:
         return f"run {stage} of script {self.plan['script']['name']}"
