@@ -41,6 +41,7 @@ class Conversation:
         self._inbox = b""
         self._partial = b""
         self._output_open = True
+        self.usable = True  # false while a call is out, and for good once the runner did not answer it
         channel.settimeout(SEND_TIMEOUT_S)
         os.set_blocking(output, False)
 
@@ -50,6 +51,7 @@ class Conversation:
         Raises ScriptFailed (the script raised; the sandbox ended; not our protocol), StageTimedOut.
         """
         deadline = time.monotonic() + timeout_s
+        self.usable = False
         self._send(message, what)
         while True:
             reply = self._receive(what, deadline, timeout_s)
@@ -58,6 +60,7 @@ class Conversation:
             elif reply.get("type") in ("done", "failed") and reply.get("stage") == message.get(
                 "stage", "load"
             ):
+                self.usable = True
                 self.drain()
                 return _result(reply, what, self._log)
             else:

@@ -136,8 +136,11 @@ class Pipeline:
         )
 
     def clean_up_after_failure(self) -> None:
-        """Give the script's own cleanup() a short chance; its errors are logged, never raised."""
-        if self._conversation is None:
+        """Give the script's own cleanup() a short chance; its errors are logged, never raised.
+
+        A runner that hangs or has ended is not asked.
+        """
+        if self._conversation is None or not self._conversation.usable:
             return
         self.log.stage = "cleanup"
         with suppress(PvcError):

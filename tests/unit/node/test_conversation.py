@@ -105,6 +105,7 @@ def test_failure_of_the_script_is_raised_with_class_and_message(ends: Ends) -> N
     with pytest.raises(ScriptFailed, match="run setup: ProvisioningError: no mirror"):
         ends.conversation.call(STAGE, "run setup", 5)
     assert ends.log.lines == ["error: line 1", "error: line 2"]
+    assert ends.conversation.usable, "the script can still clean up"
 
 
 def test_silence_ends_at_the_time_limit(ends: Ends) -> None:
@@ -112,6 +113,7 @@ def test_silence_ends_at_the_time_limit(ends: Ends) -> None:
     with pytest.raises(StageTimedOut, match=r"not done after 0.3 s"):
         ends.conversation.call(STAGE, "run setup", 0.3)
     assert time.monotonic() - started < 3
+    assert not ends.conversation.usable
 
 
 def test_endless_output_does_not_outrun_the_time_limit(ends: Ends) -> None:
