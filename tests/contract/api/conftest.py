@@ -57,7 +57,7 @@ class VMBuilderScript(VMBuilder):
 '''
 
 
-# Debian 12's kombu and apispec use what later Pythons will not have; Celery leaves connections of ended threads.
+# Debian 12's kombu and apispec use what later Pythons will not have; Celery leaves connections open.
 FOREIGN_WARNINGS = (
     "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning",
     "ignore:unclosed <socket:ResourceWarning",
