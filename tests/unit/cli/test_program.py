@@ -150,7 +150,8 @@ def test_cells(value: object, text: str) -> None:
 
 def test_units() -> None:
     assert [size_text(size) for size in (0, 1023, 5 << 30, 3 << 41)] == ["0 B", "1023 B", "5 GiB", "6 TiB"]
-    assert [time_text(time) for time in (0.25, 12.4, 185, 3723)] == ["0.2 s", "12 s", "3:05", "1:02:03"]
+    times = (0, 0.04, 0.25, 12.4, 185, 3723)
+    assert [time_text(time) for time in times] == ["0.0 s", "<0.1 s", "0.2 s", "12 s", "3:05", "1:02:03"]
 
 
 def test_printable_keeps_text_only() -> None:
