@@ -14,6 +14,7 @@ from pvccommon.errors import PvcError
 from pvccommon.models import now
 
 FENCED_EXIT_CODE = 70
+CANCEL_NOTICED_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class LeaseKeeper:
         self._thread.join(timeout=10)
 
     def _renew(self) -> bool:
-        """Whether the lease is still ours. A cancel whose signal came too early is noticed here."""
+        """Whether the lease is still ours. A cancel whose signal got lost is noticed here, too."""
         with self._database.session() as session:
             build = builds.renew_lease(session, self._build_id, self._owner, self._lease)
             cancelled = build is not None and build.cancel_requested
@@ -91,7 +92,7 @@ class LeaseKeeper:
 
     def _keep(self) -> None:
         valid_until = now() + self._lease
-        while not self._stop.wait(self._lease.total_seconds() / 4):
+        while not self._stop.wait(min(self._lease.total_seconds() / 4, CANCEL_NOTICED_S)):
             try:
                 held = self._renew()
                 valid_until = now() + self._lease

@@ -38,6 +38,8 @@ class BuildRunner:
 
     def run(self, build_id: str) -> None:
         """Run one build to its end; whatever the child left undone is undone here."""
+        if not self._sweeper.is_waiting(build_id):
+            return
         argv = [sys.executable, "-m", "pvcnoded.build", build_id, "--parent", str(os.getpid())]
         if self._config_path:
             argv += ["--config", self._config_path]

@@ -1,7 +1,9 @@
 """kill -9 at every stage: after a restart nothing of the build remains, and its row says why."""
 
+import contextlib
 import os
 import signal
+import time
 
 import pytest
 from cluster import Cluster
@@ -37,6 +39,22 @@ def test_killed_during_a_stage(cluster: Cluster, stage: str, victim: str) -> Non
     assert ended["error"]["stage"] == stage
     assert "was killed" in ended["error"]["why"]
     assert cluster.request("GET", "/vm/held1").status_code == 404
+
+
+def test_killed_when_the_guest_runs_already(cluster: Cluster) -> None:
+    """Its QEMU holds the volumes: the domain has to go first."""
+    cluster.make_profile("plain", script())
+    for _ in range(3):
+        task = cluster.create("held6", "plain")
+        while (
+            cluster.domain_state("held6") != "running" and cluster.get(f"/tasks/{task}")["state"] != "SUCCESS"
+        ):
+            time.sleep(0.005)
+        with contextlib.suppress(StopIteration):
+            os.kill(cluster.build_pid(task), signal.SIGKILL)
+        ended = cluster.wait(task, timeout_s=30)
+        if ended["build_state"] == "succeeded":  # it was quicker than we
+            cluster.change("DELETE", "/vm/held6", delete_disks=True)
 
 
 def test_whole_node_daemon_killed_and_started_again(cluster: Cluster) -> None:
