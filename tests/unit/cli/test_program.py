@@ -156,3 +156,24 @@ def test_units() -> None:
 
 def test_printable_keeps_text_only() -> None:
     assert printable("a\x1b[1;31mb\x1b]0;t\x07c\x1b(Bd\r\ne\tf\x00\x9bg") == "abcd\ne\tf"
+
+
+def test_text_that_cannot_be_encoded_is_shown_nevertheless(api: FakeApi, pvc_run: Any) -> None:
+    argument = {"name": "motd", "type": "string", "default": "a\ud800b", "help": "odd \udfff"}
+    found = {"name": "odd", "script": "x = '\ud800'", "arguments": [argument]}
+    api.answers["GET /provisioner/script/odd"] = [found]
+    for options in ((), ("--arguments",), ("--arguments", "--json")):
+        result = pvc_run("provisioner", "script", "show", "odd", *options)
+        assert result.code == 0
+        assert r"\ud800" in result.out
+    api.answers["GET /provisioner/script/odd"] = ({"message": "bad \ud800"}, 400)
+    result = pvc_run("provisioner", "script", "show", "odd")
+    assert result.code == 2
+    assert r"bad \ud800" in result.err
+
+
+def test_every_program_has_one_version() -> None:
+    from pvc.version import VERSION
+    from pvccommon import __version__
+
+    assert VERSION == __version__
