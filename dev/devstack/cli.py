@@ -15,6 +15,22 @@ import yaml
 from devstack.stack import Stack
 from pvccommon.errors import PvcError, WrongInput
 
+# As a shell reports a program ended by SIGPIPE.
+READER_GONE = 141
+
+
+def run_program() -> int:
+    """`main()` as a program: a reader of its output that has gone (`| head`) is no reason for a traceback."""
+    try:
+        try:
+            return main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 failed, 3 (status only) not everything runs."""
