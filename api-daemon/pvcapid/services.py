@@ -9,6 +9,7 @@ from celery import Celery
 from flask import Flask, current_app
 from sqlalchemy.orm import Session
 
+from pvcapid.followers import Followers
 from pvccommon.config import Config
 from pvccommon.database import Database
 from pvccommon.queue import create_celery
@@ -26,11 +27,14 @@ class Services:
     config: Config
     database: Database
     queue: Celery
+    followers: Followers
     stopping: Callable[[], bool] = lambda: False
 
 
 def init_app(app: Flask, config: Config) -> None:
-    app.extensions[EXTENSION] = Services(config, Database(config.database), create_celery(config.queue))
+    app.extensions[EXTENSION] = Services(
+        config, Database(config.database), create_celery(config.queue), Followers(config.api.threads)
+    )
 
 
 def services() -> Services:

@@ -8,6 +8,7 @@
 The HTML standard, "Server-sent events", has the format.
 """
 
+import functools
 import json
 import logging
 import time
@@ -20,6 +21,7 @@ from sqlalchemy import desc, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from pvcapid.auth import caller
 from pvcapid.endpoint import endpoint
 from pvcapid.fields import Flag, Whole, documented
 from pvcapid.parameters import Given
@@ -79,8 +81,18 @@ def get_task_log(given: Given, task_id: str) -> Any:
                 "build_state": task["build_state"],
                 "events": events,
             }
-    stream = follow(services(), task_id, _start(given))
-    return Response(stream, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    return _stream(task_id, _start(given))
+
+
+def _stream(task_id: str, after: int) -> Response:
+    """Raises Busy when too many follow already; a client then asks for stored lines instead."""
+    outside, who = services(), caller()
+    name = who.name if who else ""
+    outside.followers.enter(name)
+    stream = follow(outside, task_id, after)
+    answer = Response(stream, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    answer.call_on_close(functools.partial(outside.followers.leave, name))
+    return answer
 
 
 def follow(outside: Services, task_id: str, after: int) -> Iterator[str]:

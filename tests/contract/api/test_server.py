@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,13 @@ def serving(path: Path, port: int) -> Iterator[Served]:
             process.communicate()
 
 
+def wait_for(condition: Callable[[], bool], what: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come within {seconds:g} s"
+        time.sleep(0.5)
+
+
 def free_port() -> int:
     with closing(socket.socket()) as found:
         found.bind(("127.0.0.1", 0))
@@ -183,6 +190,33 @@ def test_a_term_signal_does_not_wait_for_followed_builds(
             pass
         assert server.stop() < 8
         assert b"event: error" in answer.read()
+
+
+def test_followers_do_not_occupy_all_threads(server: Served, token: str, database: Database) -> None:
+    with database.session() as session:
+        build = Build(
+            vm="web1", profile="p", node="hv1", memory_mib=1, plan={}, state=BuildState.RUNNING.value
+        )
+        session.add(build)
+        session.flush()
+        path = f"/api/v1/tasks/{build.id}/log"
+    with ExitStack() as connections:
+        statuses = []
+        for _ in range(8):
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+            connections.enter_context(closing(connection))
+            connection.request("GET", f"{path}?follow=true", headers={"X-Api-Key": token})
+            statuses.append(connection.getresponse().status)
+        assert statuses == [200] + [503] * 7  # of four threads
+        assert server.get(path, token)[0] == 200
+    # The place of one who has gone is free again, at the latest when the server next speaks.
+    wait_for(lambda: followed(server, path, token) == 200, "a place", 25)
+
+
+def followed(server: Served, path: str, token: str) -> int:
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)) as connection:
+        connection.request("GET", f"{path}?follow=true", headers={"X-Api-Key": token})
+        return connection.getresponse().status
 
 
 def test_tls(configure: Configure, database: Database, empty: None, tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
 from flask import Flask
 
 from pvcapid import task_log
+from pvcapid.followers import Followers
 from pvccommon import builds
 from pvccommon.database import Database
 from pvccommon.errors import EnvironmentFault
@@ -65,7 +67,18 @@ def stream(api: Any, task: str, query: dict[str, Any] | None = None, **headers: 
     )
     assert answer.status_code == 200
     assert answer.mimetype == "text/event-stream"
-    return parse(iter(answer.response))
+    return closing_parse(answer)
+
+
+def closing_parse(answer: Any) -> Iterator[tuple[str, Any, str | None]]:
+    with closing(answer):
+        yield from parse(iter(answer.response))
+
+
+@pytest.fixture(autouse=True)
+def free_places(app: Flask) -> None:
+    """Tests that do not read a stream to its end do not take places from others."""
+    app.extensions["pvc"].followers = Followers(app.extensions["pvc"].config.api.threads)
 
 
 def test_stored_lines(api: Any, task: str, expect: Any) -> None:
@@ -198,3 +211,33 @@ def test_a_server_that_stops_ends_its_streams(app: Flask, task: str, monkeypatch
     text = "".join(task_log.follow(outside, task, 0))
     assert text.count("event: log") == 5
     assert "event: error" in text
+
+
+def test_followers_leave_threads_to_others(
+    caller: Callable[[str], Any], app: Flask, task: str, expect: Any
+) -> None:
+    app.extensions["pvc"].followers = Followers(8)
+    query, path = {"follow": "true"}, f"/tasks/{task}/log"
+    viewer, operator, admin = caller("viewer"), caller("operator"), caller("admin")
+    streams = [someone.get(path, query, buffered=False) for someone in (viewer, viewer, operator, operator)]
+    assert [stream.status_code for stream in streams] == [200] * 4
+    for someone in (viewer, operator, admin):
+        assert expect(someone.get(path, query), 503)["kind"] == "busy-retry"
+        expect(someone.get(path), 200)
+    streams.pop().close()
+    streams.pop().close()
+    assert expect(viewer.get(path, query), 503)["kind"] == "busy-retry"
+    streams.append(admin.get(path, query, buffered=False))
+    assert streams[-1].status_code == 200
+    for stream in streams:
+        stream.close()
+    with closing(viewer.get(path, query, buffered=False)) as again:
+        assert again.status_code == 200
+
+
+def test_who_asks_for_an_unknown_task_takes_no_place(
+    api: Any, app: Flask, database: Database, expect: Any
+) -> None:
+    app.extensions["pvc"].followers = Followers(1)
+    for _ in range(3):
+        expect(api.get("/tasks/none/log", {"follow": "true"}), 404)
