@@ -161,7 +161,10 @@ def restart(context: Context, name: str, yes: bool, wait: bool) -> None:
 @yes_option
 @pass_context
 def undefine(context: Context, name: str, yes: bool) -> None:
-    """Stop a VM and forget its definition; its volumes stay."""
+    """Stop a VM and forget its definition; its volumes stay.
+
+    They keep the name from being built anew, and no command deletes them yet: mostly `remove` is wanted.
+    """
     context.confirm(f'Undefine VM "{name}"?', yes=yes)
     show_message(context, context.client.delete("vm", name, query={"delete_disks": False}))
 
