@@ -1,6 +1,7 @@
 """Shows a build while it runs, on stderr: a live line below the scrolling log, or plain lines."""
 
 import sys
+from collections import deque
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -14,6 +15,8 @@ from pvc.stage_order import Shown, StageEnd, StageOrder, stages_of
 from pvc.tasks import Happening, LogLine, StateChange, Task, follow
 
 LEVEL_STYLES = {"error": "red", "warning": "yellow", "debug": "dim"}
+
+STATUS_LIMIT = 200
 
 STAGES = Table(
     columns=(
@@ -89,8 +92,9 @@ def stage_of(task: Task) -> str:
 
 
 def status_of(task: Task) -> str:
-    """The first line of the task's own words."""
-    return printable(str(task.get("status") or "")).partition("\n")[0]
+    """The first line of the task's own words, cut to what one can read in passing."""
+    text = printable(str(task.get("status") or "")).partition("\n")[0]
+    return text if len(text) <= STATUS_LIMIT else f"{text[: STATUS_LIMIT - 1]}…"
 
 
 class Nothing:
@@ -123,10 +127,19 @@ class PlainDisplay(Nothing):
         self._show_all(self._order.rest())
 
     def show(self, happening: Happening) -> None:
-        if self._log or isinstance(happening, StateChange):
-            self._show_all(self._order.take(happening))
+        shown = self._order.take(happening) if self._log or isinstance(happening, StateChange) else ()
         if isinstance(happening, StateChange):
-            self._show_status(happening.task)
+            self._show_change(shown, happening.task)
+        else:
+            self._show_all(shown)
+
+    def _show_change(self, shown: Iterable[Shown], task: Task) -> None:
+        """The status stands before the lines that have waited for the stage it begins."""
+        lines = deque(shown)
+        while lines and not (isinstance(lines[0], LogLine) and lines[0].stage == stage_of(task)):
+            self._show_all([lines.popleft()])
+        self._show_status(task)
+        self._show_all(lines)
 
     def _show_all(self, shown: Iterable[Shown]) -> None:
         for one in shown:

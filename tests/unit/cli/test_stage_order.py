@@ -94,12 +94,12 @@ def test_plain_progress_has_every_stage_with_the_servers_time(api: FakeApi, pvc_
     )
     lines = pvc_run("provisioner", "create", "web1", "debian12").err.splitlines()
     assert lines[1:9] == [
-        "[setup] one",
         "[setup] running setup",
+        "[setup] one",
         "[setup] took 0.2 s",
         "[create] took <0.1 s",
-        "[install] two",
         "[install] running install",
+        "[install] two",
         "[install] three",
         "[install] took 1:01",
     ]
@@ -115,3 +115,11 @@ def test_lines_after_a_final_state_are_not_lost(api: FakeApi, pvc_run: Any) -> N
     result = pvc_run("provisioner", "create", "web1", "debian12")
     assert result.code == 0
     assert "[install] two" in result.err
+
+
+def test_a_status_of_any_length_stays_a_line(api: FakeApi, pvc_run: Any) -> None:
+    api.answers["POST /provisioner/create"] = ACCEPTED
+    long = state(("setup", None), stage="setup", status="s" * 10_000)
+    api.answers["GET /tasks/b1/log"] = event_stream(("state", long), ("end", task()))
+    lines = pvc_run("provisioner", "create", "web1", "debian12").err.splitlines()
+    assert lines[1] == "[setup] " + "s" * 199 + "…"
