@@ -16,8 +16,9 @@ from pvcapid.parameters import Given
 from pvcapid.services import reading, services
 from pvccommon.builds import accept_build
 from pvccommon.declarations import Declaration, mask_texts
-from pvccommon.errors import EnvironmentFault, PvcError, WrongInput
+from pvccommon.errors import Busy, EnvironmentFault, Exists, PvcError, TimedOut, WrongInput
 from pvccommon.models import Build, Profile, now
+from pvccommon.placement import lock_placement
 from pvccommon.planning import BuildRequest, PlannedBuild, plan_build
 from pvccommon.queue import call_node, send_build
 
@@ -75,10 +76,16 @@ class PlanAnswer(Schema):
 def create_vm(given: Given) -> Response:
     """Accept the build of a VM and send it to its node."""
     what = f"create VM {given.get('name', '')}".strip()
+    volumes = VolumeFinder()
+    # First without the lock, so that nobody waits while nodes are asked; the second plan has their answers.
+    with reading() as session:
+        planned = _plan(session, given, volumes)
+    given.require_ok(what)
+    _require_ok(what, planned, volumes)
     with changing(what, status=202) as session:
-        planned = _plan(session, given)
-        given.require_ok(what)
-        _require_ok(what, planned)
+        lock_placement(session)
+        planned = plan_build(session, services().config, _wanted(given), find_volume=volumes)
+        _require_ok(what, planned, volumes)
         build = accept_build(session, planned, _requested(given, planned))
     _send(build)
     answer = jsonify(Accepted().dump({"task_id": build.id, "task_name": TASK_NAME, "run_on": build.node}))
@@ -92,41 +99,51 @@ def create_vm(given: Given) -> Response:
 def plan_vm(given: Given) -> Any:
     """Say what create would make, on which node, and how every check comes out. Changes nothing."""
     with reading() as session:
-        planned = _plan(session, given)
+        planned = _plan(session, given, VolumeFinder())
     given.require_ok(f"plan VM {given.get('name', '')}".strip())
     return _plan_answer(planned)
 
 
-def _plan(session: Session, given: Given) -> PlannedBuild:
+def _plan(session: Session, given: Given, volumes: "VolumeFinder") -> PlannedBuild:
     """Plan with what is right; when parameters are wrong by themselves, the plan's problems join theirs."""
-    request = BuildRequest(
+    request = _wanted(given)
+    _look_at_arguments(session, request, given)
+    planned = plan_build(session, services().config, request, find_volume=volumes)
+    if given.problems and "profile" in given:
+        given.problems.extend(planned.problems)
+    return planned
+
+
+def _wanted(given: Given) -> BuildRequest:
+    return BuildRequest(
         name=given.get("name", "unnamed"),
         profile=given.get("profile", ""),
         define=given.get("define_vm", True),
         start=given.get("start_vm", True),
         arguments=tuple(given.get("arg", ())),
     )
-    _look_at_arguments(session, request, given)
-    planned = plan_build(session, services().config, request, find_volume=VolumeFinder())
-    if given.problems and "profile" in given:
-        given.problems.extend(planned.problems)
-    return planned
 
 
 class VolumeFinder:
-    """Asks a node which volumes there are; once it has not answered it is not asked again."""
+    """Asks nodes which volumes there are, once for each; after a failure nothing more is asked."""
 
     def __init__(self) -> None:
-        self._failure: PvcError | None = None
+        self.failure: PvcError | None = None
+        self._answers: dict[tuple[str, str, str], dict[str, Any] | None] = {}
 
     def __call__(self, node: str, pool: str, volume: str) -> dict[str, Any] | None:
-        if self._failure:
-            raise self._failure
+        if self.failure:
+            raise self.failure
+        key = node, pool, volume
+        if key not in self._answers:
+            self._answers[key] = self._ask(node, {"pool": pool, "volume": volume})
+        return self._answers[key]
+
+    def _ask(self, node: str, arguments: dict[str, Any]) -> dict[str, Any] | None:
         try:
-            arguments = {"pool": pool, "volume": volume}
             answer = call_node(services().queue, node, "volume.find", arguments, FIND_TIMEOUT_S)
-        except EnvironmentFault as exc:
-            self._failure = exc
+        except (EnvironmentFault, Busy, TimedOut) as exc:
+            self.failure = exc
             raise
         found: dict[str, Any] | None = answer["found"]
         return found
@@ -141,11 +158,15 @@ def _look_at_arguments(session: Session, request: BuildRequest, given: Given) ->
         script_arguments.restore_secrets(declared, None, given, [])
 
 
-def _require_ok(what: str, planned: PlannedBuild) -> None:
+def _require_ok(what: str, planned: PlannedBuild, volumes: VolumeFinder) -> None:
+    """Raise what stands against the build. That a check could not be made is no fault of the request."""
+    failure = volumes.failure
+    if failure and not planned.problems:
+        raise type(failure)(what, failure.message, failure.hint) from failure
     try:
         planned.require_ok()
-    except WrongInput as exc:
-        raise WrongInput(what, hint=exc.hint, problems=exc.problems) from exc
+    except (Exists, WrongInput) as exc:
+        raise type(exc)(what, hint=exc.hint, problems=exc.problems) from exc
 
 
 def _requested(given: Given, planned: PlannedBuild) -> dict[str, Any]:
@@ -184,7 +205,13 @@ def _plan_answer(planned: PlannedBuild) -> dict[str, Any]:
         "start": plan.get("start", True),
         "script": {key: script[key] for key in ("name", "sha256") if key in script},
         **{key: plan.get(key, {}) for key in ("vm", "system", "domain", "arguments")},
-        **{key: plan.get(key, []) for key in ("volumes", "networks")},
+        "volumes": plan.get("volumes", []),
+        "networks": [_network_element(network) for network in plan.get("networks", [])],
         "checks": planned.checks,
         "problems": planned.problems,
     }
+
+
+def _network_element(network: dict[str, Any]) -> dict[str, Any]:
+    """A user-mode network has no bridge; the plan names one because older scripts expect it."""
+    return {**network, "bridge": None} if network.get("user") else network

@@ -113,7 +113,7 @@ def cancel_task(given: Given, task_id: str) -> str:
     with changing(f"cancel task {task_id[:40]}") as session:
         message = cancel_build(session, task_id)
         build = session.get(Build, task_id)
-    if build.state != BuildState.CANCELLED:
+    if build.state == BuildState.RUNNING:
         _hurry(build)
     return message
 
@@ -190,7 +190,7 @@ def _iso(moment: Any) -> str | None:
 
 
 def _hurry(build: Build) -> None:
-    """Tell the node at once; should it not hear, it sees the row with its next report."""
+    """Tell the node at once; should it not hear, it sees the row when it next renews the build's lease."""
     try:
         call_node(services().queue, build.node, "build.cancel", {"build": build.id}, CANCEL_TIMEOUT_S)
     except PvcError as exc:

@@ -60,11 +60,14 @@ def find_build(session: Session, build_id: str, *, lock: bool = False) -> Build:
 def cancel_build(session: Session, build_id: str) -> str:
     """Ask for the end of a build. One that waits ends at once; one that runs is ended by its node.
 
-    Returns a message. Safe to repeat while it is being undone. Raises NotFound, WrongState when it has ended.
+    Returns a message. Safe to repeat; one that is being undone already is left alone. Raises NotFound,
+    WrongState when it has ended.
     """
     build = find_build(session, build_id, lock=True)
     if build.state in FINAL_STATES:
         raise WrongState(f"cancel task {build_id}", f"it has ended already: {build.state}")
+    if build.state == BuildState.UNDOING:
+        return f"Task {build_id} has ended badly or was cancelled already; what it made is being undone."
     build.cancel_requested = True
     if build.state == BuildState.QUEUED:
         finish_build(build, BuildState.CANCELLED, cancelled_error(build))

@@ -12,6 +12,7 @@ from pvccommon.models import ACTIVE_STATES, Build, Json, Vm, one_of
 from pvccommon.placement import Candidate, allowed_nodes
 
 MIB = 1024**2
+NAME_CHECK = "name"  # fails when the name is taken
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,16 @@ def check_name(session: Session, plan: Json) -> Check:
     name = plan["vm"]["name"]
     if session.get(Vm, name):
         return Check(
-            "name", False, f"VM {name} exists already", f"choose another name, or: pvc vm remove {name}"
+            NAME_CHECK, False, f"VM {name} exists already", f"choose another name, or: pvc vm remove {name}"
         )
     build = session.execute(
         select(Build.id).where(Build.vm == name, one_of(Build.state, ACTIVE_STATES))
     ).scalar()
     if build:
-        return Check("name", False, f"build {build} is making VM {name} already", f"pvc cluster task {build}")
-    return Check("name", True, f"{name} is free")
+        return Check(
+            NAME_CHECK, False, f"build {build} is making VM {name} already", f"pvc cluster task {build}"
+        )
+    return Check(NAME_CHECK, True, f"{name} is free")
 
 
 def check_node(plan: Json, node: Candidate | None, candidates: Sequence[Candidate]) -> Check:

@@ -11,6 +11,8 @@ from pvccommon.models import ACTIVE_STATES, Build, Json, Node, Vm, now, one_of
 
 # A node that has not reported for this long is taken for dead.
 DEAD_AFTER = timedelta(seconds=30)
+# Any number will do; it only has to differ from those of other advisory locks on this database.
+PLACEMENT_LOCK = 0x7076_6331
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class Candidate:
 
 def is_alive(node: Node) -> bool:
     return not node.stopped and now() - node.heartbeat < DEAD_AFTER
+
+
+def lock_placement(session: Session) -> None:
+    """Let no other transaction place a VM until this one ends: what is free then stays so until it is taken."""
+    session.execute(select(func.pg_advisory_xact_lock(PLACEMENT_LOCK)))
 
 
 def load_candidates(session: Session) -> list[Candidate]:

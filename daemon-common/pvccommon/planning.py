@@ -12,10 +12,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from pvccommon import declarations, names
-from pvccommon.checks import Check, check_plan
+from pvccommon.checks import NAME_CHECK, Check, check_plan
 from pvccommon.config import Config
 from pvccommon.declarations import Declaration
-from pvccommon.errors import Problem, WrongInput
+from pvccommon.errors import Exists, Problem, WrongInput
 from pvccommon.models import Json, Profile, StorageTemplateDisk
 from pvccommon.placement import Candidate, choose_node, load_candidates
 
@@ -75,11 +75,14 @@ class PlannedBuild:
         return str(self.plan.get("node", ""))
 
     def require_ok(self) -> None:
-        """Raise WrongInput with all problems and failed checks unless everything is well."""
+        """Raise an error with all problems and failed checks unless everything is well: Exists when the VM's
+        name is taken and nothing else is wrong, or else WrongInput."""
         failed = [Problem(check.name, check.message) for check in self.checks if not check.ok]
         if self.problems or failed:
             hint = next((check.hint for check in self.checks if not check.ok and check.hint), "")
-            raise WrongInput("create the VM", problems=(*self.problems, *failed), hint=hint)
+            taken = not self.problems and [problem.path for problem in failed] == [NAME_CHECK]
+            error = Exists if taken else WrongInput
+            raise error("create the VM", problems=(*self.problems, *failed), hint=hint)
 
 
 def require_ok(planned: PlannedBuild) -> None:

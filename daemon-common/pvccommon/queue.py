@@ -16,7 +16,10 @@ from pvccommon.errors import EnvironmentFault, error_from_dict
 
 BUILD_TASK = "pvc.build"
 COMMAND_TASK = "pvc.command"
-SEND_TIMEOUT_S = 5
+SEND_TIMEOUT_S = 3  # for a connection, and again for an answer; who waits for us is told within some seconds
+
+# A sender gives up soon; workers, which have the options of `create_celery`, wait for Redis to come back.
+SEND_OPTIONS = {"socket_timeout": SEND_TIMEOUT_S, "max_retries": 1, "interval_start": 0, "interval_step": 0}
 
 
 def build_queue(node: str) -> str:
@@ -51,6 +54,9 @@ def create_celery(config: Queue) -> Celery:
             "socket_keepalive": True,
         },
         redis_socket_connect_timeout=SEND_TIMEOUT_S,
+        redis_socket_timeout=SEND_TIMEOUT_S,
+        # Else Celery tries for 19 seconds before it says that there is no Redis.
+        result_backend_transport_options={"retry_policy": {"max_retries": 3, "timeout": 1}},
         result_expires=300,
         enable_utc=True,
     )
@@ -59,7 +65,7 @@ def create_celery(config: Queue) -> Celery:
 
 def send_build(app: Celery, build_id: str, node: str) -> None:
     """Put a committed build into its node's queue; safe to repeat. Raises EnvironmentFault."""
-    _send(app, BUILD_TASK, [build_id], build_queue(node), task_id=build_id)
+    _send(app, BUILD_TASK, [build_id], build_queue(node), task_id=build_id, ignore_result=True)
 
 
 def call_node(app: Celery, node: str, verb: str, arguments: dict[str, Any], timeout_s: float = 30) -> Any:
@@ -87,7 +93,7 @@ def call_node(app: Celery, node: str, verb: str, arguments: dict[str, Any], time
 
 def _send(app: Celery, task: str, arguments: list[Any], queue: str, **options: Any) -> Any:
     try:
-        with app.connection_for_write(connect_timeout=SEND_TIMEOUT_S) as connection:
+        with app.connection_for_write(transport_options=SEND_OPTIONS) as connection:
             return app.send_task(task, arguments, queue=queue, connection=connection, retry=False, **options)
     except (OperationalError, OSError) as exc:
         raise EnvironmentFault(
@@ -98,7 +104,7 @@ def _send(app: Celery, task: str, arguments: list[Any], queue: str, **options: A
 def queue_length(app: Celery, name: str) -> int:
     """Tasks that wait in a queue, without those a worker has taken. Raises EnvironmentFault."""
     try:
-        with app.connection_for_read(connect_timeout=SEND_TIMEOUT_S) as connection:
+        with app.connection_for_read(transport_options=SEND_OPTIONS) as connection:
             channel = connection.default_channel
             return int(channel.client.llen(name))
     except (OperationalError, OSError) as exc:

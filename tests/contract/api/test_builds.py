@@ -1,15 +1,20 @@
 """Plan, create, task list, task state, cancel."""
 
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import pytest
 
 from pvccommon import builds
+from pvccommon.config import parse_config
 from pvccommon.database import Database
+from pvccommon.errors import Busy, EnvironmentFault, PvcError
 from pvccommon.models import Build, BuildState, Node, Vm, now
+from pvccommon.queue import create_celery, queue_length, send_build
 
 CREATE = "/provisioner/create"
 PLAN = "/provisioner/plan"
@@ -197,11 +202,16 @@ def test_names_are_taken_once(
     api: Any, profile: str, answering: Any, database: Database, expect: Any
 ) -> None:
     expect(api.post(CREATE, REQUEST), 202)
-    assert "web1" in expect(api.post(CREATE, REQUEST), 400)["message"]
+    again = expect(api.post(CREATE, REQUEST), 400)
+    assert "web1" in again["message"]
+    assert (again["kind"], paths(again)) == ("exists", {"name"})
     assert count(database, Build) == 1
     with database.session() as session:
         session.add(Vm(name="web2", node="hv1", state="start", memory_mib=1, vcpus=1, xml="<domain/>"))
-    expect(api.post(CREATE, {**REQUEST, "name": "web2"}), 400)
+    assert expect(api.post(CREATE, {**REQUEST, "name": "web2"}), 400)["kind"] == "exists"
+    both = expect(api.post(CREATE, {**REQUEST, "name": "web2", "arg": "count=x"}), 400)
+    assert (both["kind"], paths(both)) == ("wrong-input", {"name", "arguments.count"})
+    assert expect(api.post(CREATE, {"name": "web3", "profile": "none"}), 400)["kind"] == "wrong-input"
     assert count(database, Build) == 1
 
 
@@ -253,7 +263,8 @@ def test_plan_shows_everything_and_makes_nothing(
         "mountpoint": "/",
         "source_volume": None,
     }
-    assert body["networks"][0]["vni"] == "upstream"
+    network = body["networks"][0]
+    assert (network["vni"], network["user"], network["bridge"]) == ("upstream", True, None)
     assert body["arguments"]["password"] == "<redacted>"
     assert body["arguments"]["count"] == 1
     assert all(check["ok"] for check in body["checks"])
@@ -297,6 +308,92 @@ def test_cancel_of_a_running_build_reaches_its_node(
     assert ("build.cancel", {"build": task}) in answering.calls
     with database.session() as session:
         assert session.get(Build, task).cancel_requested
+
+
+def test_cancel_of_a_build_that_is_being_undone_says_so(
+    api: Any, profile: str, answering: Any, database: Database, expect: Any
+) -> None:
+    task = expect(api.post(CREATE, REQUEST), 202)["task_id"]
+    with database.session() as session:
+        session.get(Build, task).state = BuildState.UNDOING.value
+    assert "already" in expect(api.post(f"/tasks/{task}/cancel"), 200)["message"]
+    assert answering.calls[1:] == []
+    with database.session() as session:
+        assert not session.get(Build, task).cancel_requested
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind"),
+    [(EnvironmentFault("x", "y"), 500, "environment"), (Busy("x", "y"), 503, "busy-retry")],
+)
+def test_a_node_that_cannot_look_is_no_fault_of_the_request(
+    api: Any, profile: str, answering: Any, database: Database, expect: Any,
+    error: PvcError, status: int, kind: str,
+) -> None:  # fmt: skip
+    answering.answers["volume.find"] = error
+    assert expect(api.post(CREATE, REQUEST), status)["kind"] == kind
+    assert expect(api.post(CREATE, {**REQUEST, "arg": "count=x"}), 400)["kind"] == "wrong-input"
+    body = expect(api.post(PLAN, REQUEST), 200)
+    assert [check["name"] for check in body["checks"] if not check["ok"]] == ["volume.web1_sda"]
+    assert count(database, Build) == 0
+
+
+@pytest.fixture(params=["refuses", "mute"])
+def no_queue(
+    request: pytest.FixtureRequest, app: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """A Redis that is not there, or takes connections and says nothing."""
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        if request.param == "mute":
+            listener.listen(16)
+        away = parse_config({**settings, "queue": {**settings["queue"], "port": port}})
+        monkeypatch.setattr(app.extensions["pvc"], "queue", create_celery(away.queue))
+        yield
+
+
+def test_without_a_queue_the_answer_comes_soon(
+    api: Any, profile: str, no_queue: None, database: Database, expect: Any
+) -> None:
+    begun = time.monotonic()
+    assert expect(api.post(CREATE, REQUEST), 500)["kind"] == "environment"
+    assert time.monotonic() - begun < 9  # 6 on a machine with nothing else to do
+    begun = time.monotonic()
+    assert not expect(api.post(PLAN, REQUEST), 200)["ok"]
+    assert time.monotonic() - begun < 9
+    assert count(database, Build) == 0
+
+
+def test_without_a_queue_an_accepted_build_waits(no_queue: None, app: Any) -> None:
+    begun = time.monotonic()
+    with pytest.raises(EnvironmentFault):
+        send_build(app.extensions["pvc"].queue, "0", "hv1")
+    with pytest.raises(EnvironmentFault):
+        queue_length(app.extensions["pvc"].queue, "node.hv1")
+    assert time.monotonic() - begun < 18
+
+
+def test_requests_at_one_time_do_not_take_the_same_space(
+    api: Any, app: Any, profile: str, answering: Any, database: Database
+) -> None:
+    with database.session() as session:
+        pool = {"driver": "directory", "total_bytes": 9 << 30, "free_bytes": 9 << 30}
+        session.get(Node, "hv1").pools = {"vms": pool}  # room for two disks of 4 GiB
+
+    def ask(number: int) -> tuple[int, set[str]]:
+        answer = app.test_client().post(
+            f"/api/v1{CREATE}",
+            query_string={**REQUEST, "name": f"web{number}"},
+            headers={"X-Api-Key": api.token},
+        )
+        return answer.status_code, paths(answer.json) if answer.status_code == 400 else set()
+
+    with ThreadPoolExecutor(6) as threads:
+        answers = sorted(threads.map(ask, range(6)))
+    assert [status for status, _ in answers] == [202] * 2 + [400] * 4
+    assert all(problems == {"pool.vms"} for status, problems in answers if status == 400)
+    assert count(database, Build) == 2
 
 
 def test_of_many_requests_at_one_time_one_is_accepted(
