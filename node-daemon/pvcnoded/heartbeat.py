@@ -85,6 +85,7 @@ class Heartbeat:
             except PvcError as exc:
                 report[name] = {
                     "driver": pool.driver,
+                    "mapping": pool.mapping(),
                     "total_bytes": 0,
                     "free_bytes": 0,
                     "error": exc.message,
@@ -92,6 +93,7 @@ class Heartbeat:
             else:
                 report[name] = {
                     "driver": pool.driver,
+                    "mapping": pool.mapping(),
                     "total_bytes": space.total_bytes,
                     "free_bytes": space.free_bytes,
                 }
