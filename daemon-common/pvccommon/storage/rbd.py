@@ -640,7 +640,7 @@ def _parent_id(image: Any) -> str | None:
 
 
 def _used_bytes(image: Any) -> int:
-    """What the image occupies without its parent, in whole objects: the object map answers, as in `rbd du`."""
+    """What the image occupies without its parent, in whole objects as the object map has them (`rbd du`)."""
     lengths: list[int] = []
 
     def note(_offset: int, length: int, exists: bool) -> None:
