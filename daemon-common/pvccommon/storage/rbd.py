@@ -84,7 +84,9 @@ class RbdPool(StoragePool):
     def create_volume(self, name: str, size_bytes: int) -> Volume:
         check_name(name)
         size = check_size(self.describe(name), size_bytes, self._max_volume_bytes)
-        with self._trying(f"create volume {self.describe(name)}"):
+        what = f"create volume {self.describe(name)}"
+        with self._trying(what):
+            self._refuse_full(what)
             self._create_image(name, size)
             return self.stat_volume(name)
 
@@ -243,15 +245,12 @@ class RbdPool(StoragePool):
     def sweep(self) -> list[str]:
         with self._trying(f"sweep pool {self.name}"):
             names = list(self._rbd.RBD().list(self._ioctx))
-            removed = self._sweep_devices(names)
+            removed = self._sweep_devices()
             for name in names:
-                if name.startswith(GONE):
-                    removed += self._sweep_gone(name)
-                elif name.startswith(NEW) and _is_abandoned(name, NEW):
-                    self._remove_image(name)
-                    removed.append(f"image {name}")
-                elif not name.startswith("."):
-                    removed += self._sweep_snapshots(name)
+                try:
+                    removed += self._sweep_image(name)
+                except Busy as exc:
+                    log.info("left for the next sweep: %s", exc.message)
             return removed
 
     # ---- content
@@ -293,9 +292,13 @@ class RbdPool(StoragePool):
         what = f"import volume {self.describe(name)}"
         with self._trying(what):
             self._refuse_taken(name)
+            self._refuse_full(what)
             with self._new_image(name) as draft:
                 self._create_image(draft, size)
-                with self._rbd.Image(self._ioctx, draft) as image:
+                with (
+                    self._rbd.Image(self._ioctx, draft) as image,
+                    self._users.holding(str(image.id()), WRITER),
+                ):
                     for offset, data in data_runs(stream, size_bytes, what):
                         image.write(bytes(data), offset)
                     image.flush()
@@ -349,16 +352,20 @@ class RbdPool(StoragePool):
         except EnvironmentFault as exc:
             if "fenced" in exc.why:
                 disconnect(self._account)
-            if "does not answer" in exc.why and self._is_full():
-                raise NoSpace(what, f"pool {self.name} is full", FREE_SPACE) from exc
+            if "does not answer" in exc.why:
+                self._refuse_full(what, exc)
             raise
 
-    def _is_full(self) -> bool:
-        """A cluster without space does not refuse to write: it does not answer until there is some."""
+    def _refuse_full(self, what: str, cause: EnvironmentFault | None = None) -> None:
+        """A cluster without space does not refuse what is written: it does not answer until there is some."""
         try:
-            return self.space().free_bytes < FULL_BYTES
+            free = self.space().free_bytes
         except PvcError:
-            return False
+            if cause is None:
+                raise
+            return  # the first error says it
+        if free < FULL_BYTES:
+            raise NoSpace(what, f"pool {self.name} is full", FREE_SPACE) from cause
 
     @contextmanager
     def _open(
@@ -412,6 +419,8 @@ class RbdPool(StoragePool):
     def _clone(self, source: str, snapshot: str, name: str, size: int | None, *, version: int) -> None:
         """Clone; with a size the clone appears when it has been resized."""
         ioctx, rbd = self._ioctx, self._rbd
+
+        self._refuse_full(f"clone volume {self.describe(source)} as {self.describe(name)}")
 
         def clone(target: str) -> None:
             with self._cluster.clone_format(version):
@@ -581,15 +590,27 @@ class RbdPool(StoragePool):
 
     # ---- sweeping
 
+    def _sweep_image(self, name: str) -> list[str]:
+        if name.startswith(GONE):
+            return self._sweep_gone(name)
+        if _is_abandoned(name, NEW):
+            return self._sweep_new(name)
+        return [] if name.startswith(".") else self._sweep_snapshots(name)
+
     def _sweep_gone(self, name: str) -> list[str]:
-        try:
-            with self._rbd.Image(self._ioctx, name, read_only=True) as image:
-                image_id = str(image.id())
-        except self._rbd.ImageNotFound:
+        image_id = self._id_or_none(name)
+        if image_id is None:
             self._remove_image(name)
             return []
         self._bury(image_id)
         return [] if name in self._rbd.RBD().list(self._ioctx) else [f"image {name}"]
+
+    def _sweep_new(self, name: str) -> list[str]:
+        image_id = self._id_or_none(name)
+        if image_id is not None:
+            self._users.refuse_users(image_id, f"remove image {name}")  # fences its dead maker
+        self._remove_image(name)
+        return [f"image {name}"]
 
     def _sweep_snapshots(self, name: str) -> list[str]:
         """Snapshots that a killed `clone_volume` has left."""
@@ -604,7 +625,7 @@ class RbdPool(StoragePool):
             return []
         return [f"snapshot {name}@{snapshot}" for snapshot in stale]
 
-    def _sweep_devices(self, names: list[str]) -> list[str]:
+    def _sweep_devices(self) -> list[str]:
         if not rbd_mapping.KERNEL.exists():
             return []
         return rbd_mapping.sweep_kernel_devices(self._users, self._pool, self._id_or_none)

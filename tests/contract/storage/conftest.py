@@ -1,7 +1,5 @@
 """Pools to run the contract on. A new driver adds a maker to POOLS and every rule holds for it, too."""
 
-import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from devstack import Stack, temporary_stack
+from devstack import Stack
 from pvccommon.storage import StoragePool
 from pvccommon.storage.directory import DirectoryPool
 from pvccommon.storage.rbd import RbdPool
@@ -73,15 +71,6 @@ def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[PoolU
     yield made
     remove_everything(made.pool)
     assert made.leftovers() == []
-
-
-@pytest.fixture(scope="session")
-def ceph() -> Iterator[Stack]:
-    """A Ceph of its own for all tests of this session."""
-    if os.geteuid() != 0 or shutil.which("ceph-osd") is None:
-        pytest.skip("needs root and Ceph")
-    with temporary_stack(only=["ceph"], pool="ceph") as stack:
-        yield stack
 
 
 @pytest.fixture
