@@ -13,7 +13,7 @@ snapshot. Clones of volumes are of format 2, which lets the source go first.
 import logging
 import secrets
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, ClassVar
 
 from pvccommon.errors import (
@@ -95,7 +95,10 @@ class RbdPool(StoragePool):
         what = f"clone volume {self.describe(source)} as {self.describe(name)}"
         with self._trying(what), self._closed(source, "clone", what) as image_id:
             snapshot = _own_name(CLONE)
-            with self._open(source, "clone", image_id=image_id) as image:
+            with (
+                self._open(source, "clone", image_id=image_id) as image,
+                self._users.holding(image_id, WRITER),
+            ):
                 size = self._clone_size(name, image.size(), size_bytes)
                 self._refuse_taken(name)
                 image.create_snap(snapshot)
@@ -616,8 +619,11 @@ class RbdPool(StoragePool):
         """Snapshots that a killed `clone_volume` has left."""
         try:
             with self._rbd.Image(self._ioctx, name, read_only=True) as image:
+                image_id = str(image.id())
                 stale = [s["name"] for s in self._snapshots(image) if _is_abandoned(s["name"], CLONE)]
             if stale:
+                with suppress(Busy):
+                    self._users.refuse_users(image_id, f"sweep {self.describe(name)}")  # fences who made them
                 with self._rbd.Image(self._ioctx, name) as image:
                     for snapshot in stale:
                         image.remove_snap(snapshot)

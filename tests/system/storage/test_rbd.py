@@ -3,8 +3,10 @@
 import os
 import signal
 import subprocess
+import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -116,39 +118,39 @@ def test_a_domain_s_qemu_keeps_us_out(pool: RbdPool) -> None:
 
 @pytest.mark.parametrize("read_only", [False, True])
 def test_a_killed_opener_is_fenced_at_once(pool: RbdPool, read_only: bool) -> None:
-    def use() -> None:
-        with pool.open_device("web1_sda", read_only=read_only):
-            os.write(ready, b"x")
+    program = f"""
+        with pool.open_device("web1_sda", read_only={read_only}):
+            print("opened", flush=True)
             time.sleep(60)
-
-    done, ready = os.pipe()
-    child = fork(use)
-    assert os.read(done, 1) == b"x"
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    os.close(done), os.close(ready)
-    started = time.monotonic()
+        """
+    with started(pool, program) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"opened\n"
+        process.kill()
+    begun = time.monotonic()
     with pool.open_device("web1_sda") as device:
         assert os.pread(device.fd, len(TEXT), 0) == TEXT
     pool.delete_volume("web1_sda")
-    assert time.monotonic() - started < 10, "a client that is not fenced is waited for, 30 s"
+    assert time.monotonic() - begun < 10, "a client that is not fenced is waited for, 30 s"
 
 
 def test_what_a_killed_import_or_clone_leaves_is_swept(pool: RbdPool, ceph: Stack) -> None:
-    def die_importing() -> None:
-        with open("/dev/zero", "rb") as stream:
-            stream_that_kills = Killer(stream)
-            pool.import_stream("iso", stream_that_kills, 64 * MIB)
-
-    def die_cloning() -> None:
-        with pool._closed("web1_sda", "clone", "test") as image_id:
-            with pool._open("web1_sda", "clone", image_id=image_id) as image:
-                image.create_snap(".clone-" + identity() + "-0")
-                os.kill(os.getpid(), signal.SIGKILL)
-
+    importing = """
+        class Stream:
+            left = 3
+            def read(self, size):
+                self.left -= 1
+                return os.urandom(size) if self.left else os.kill(os.getpid(), signal.SIGKILL)
+        pool.import_stream("iso", Stream(), 2**26)
+        """
+    cloning = """
+        pool._clone = lambda *words, **options: os.kill(os.getpid(), signal.SIGKILL)
+        pool.clone_volume("web1_sda", "web2_sda")
+        """
     before = everything_in_rbd(ceph)
-    for deadly in (die_importing, die_cloning):
-        os.waitpid(fork(deadly), 0)
+    for deadly in (importing, cloning):
+        with started(pool, deadly) as process:
+            assert process.wait(30) == -signal.SIGKILL
     assert [volume.name for volume in pool.list_volumes()] == ["web1_sda"]
     assert pool.list_snapshots("web1_sda") == []
     deadline = time.monotonic() + 60
@@ -167,10 +169,10 @@ def test_a_large_image_is_cloned_and_mapped_within_a_second(pool: RbdPool, ceph:
     pool.protect_snapshot("golden", "base")
     seconds = []
     for number in range(3):
-        started = time.monotonic()
+        begun = time.monotonic()
         clone = pool.clone_snapshot("golden", "base", f"web{number + 2}_sda")
         with pool.open_device(clone.name):
-            seconds.append(time.monotonic() - started)
+            seconds.append(time.monotonic() - begun)
     assert min(seconds) < 1, seconds
     assert clone.used_bytes == 0
     used = rbd_command(ceph, "du", "--format", "json", clone.name).stdout
@@ -207,10 +209,10 @@ def test_a_cluster_that_does_not_answer_is_an_error_in_time(
             lambda: pool.delete_volume("web1_sda"),
             lambda: pool.list_volumes(),
         ):
-            started = time.monotonic()
+            begun = time.monotonic()
             with pytest.raises(EnvironmentFault, match="does not answer") as caught:
                 call()
-            assert caught.value.hint and time.monotonic() - started < 10
+            assert caught.value.hint and time.monotonic() - begun < 10
     assert pool.stat_volume("web1_sda").size_bytes == 64 * MIB
     ceph_connection.disconnect(pool._account)
 
@@ -245,23 +247,23 @@ def test_a_note_about_a_client_that_is_gone_counts_for_nothing(pool: RbdPool) ->
         pool.rename_volume("web1_sda", "web2_sda")
 
 
-class Killer:
-    """A stream that ends its process."""
-
-    def __init__(self, stream: object) -> None:
-        self._left = 3
-
-    def read(self, size: int, /) -> bytes:
-        self._left -= 1
-        if self._left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return os.urandom(size)
-
-
-def identity() -> str:
-    from pvccommon.storage.image_users import ProcessIdentity
-
-    return ProcessIdentity.current().text
+@contextmanager
+def started(pool: RbdPool, program: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A program of its own with a `pool`. Not a fork: that would inherit librados' random numbers."""
+    account = pool._account
+    head = (
+        "import os, signal, time\n"
+        "from pvccommon.storage.ceph import CephAccount\n"
+        "from pvccommon.storage.rbd import RbdPool\n"
+        f"pool = RbdPool('vms', CephAccount({account.user!r}, {account.conf!r}, {account.keyring!r}))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    argv = [sys.executable, "-c", head + textwrap.dedent(program)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @contextmanager
@@ -278,13 +280,3 @@ def stopped(stack: Stack) -> Iterator[None]:
 
 def in_private_mounts(script: str) -> None:
     subprocess.run(["unshare", "--mount", "--propagation", "private", "sh", "-ec", script], check=True)
-
-
-def fork(function: Callable[[], None]) -> int:
-    child = os.fork()
-    if child == 0:
-        try:
-            function()
-        finally:
-            os._exit(1)
-    return child
