@@ -9,6 +9,7 @@ import os
 import pwd
 import shutil
 import signal
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,18 @@ class CephOsd(CephDaemon):
         if POOL not in ceph(self.state, "osd", "pool", "ls"):
             ceph(self.state, "osd", "pool", "create", POOL, str(PLACEMENT_GROUPS))
             ceph(self.state, "osd", "pool", "application", "enable", POOL, "rbd")
+        self._wait_for_space()
+
+    def _wait_for_space(self) -> None:
+        """Until the manager has counted: before, the pool is unknown or looks full."""
+        deadline = time.monotonic() + self.ready_timeout_s
+        while not any(
+            pool["name"] == POOL and pool["stats"]["max_avail"] > 0
+            for pool in ceph(self.state, "df")["pools"]
+        ):
+            if time.monotonic() > deadline:
+                raise EnvironmentFault("start ceph-osd", f"the manager does not count pool {POOL}")
+            time.sleep(0.2)
 
     def address(self) -> str:
         return f"osd.{OSD}"

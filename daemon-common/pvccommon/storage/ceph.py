@@ -84,7 +84,8 @@ class CephCluster:
         for found in answer["pools"]:
             if found["name"] == pool:
                 return _space(found["stats"])
-        raise EnvironmentFault(f"measure Ceph pool {pool}", "the cluster does not list it")
+        why = "the cluster does not list it (yet)"
+        raise EnvironmentFault(f"measure Ceph pool {pool}", why, "a new pool is known after some seconds")
 
     def monitors(self) -> tuple[tuple[str, int], ...]:
         """(host, port) of the monitors, with the older protocol, which every client speaks."""

@@ -364,9 +364,7 @@ class RbdPool(StoragePool):
         try:
             free = self.space().free_bytes
         except PvcError:
-            if cause is None:
-                raise
-            return  # the first error says it
+            return  # the operation itself finds out, or has
         if free < FULL_BYTES:
             raise NoSpace(what, f"pool {self.name} is full", FREE_SPACE) from cause
 
