@@ -5,26 +5,29 @@ it, and is taken off when it closes the image, when it is fenced, or about 30 s 
 list does not tell, we note as attributes of the image's header: which client only reads, and which process it
 belongs to. So a client whose process is dead on this host is fenced and forgotten at once.
 
-Looking and opening are one step under a short lock on the header (`turn`).
+Looking and opening are one step under a short lock on the header (`turn`); a dead process' is broken.
 """
 
 import json
 import secrets
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pvccommon.errors import Busy, NotFound
+from pvccommon.errors import Busy, EnvironmentFault, NotFound
 from pvccommon.storage.ceph import CephCluster, ceph_errors
 from pvccommon.storage.faults import in_use
 
 LOCK = "pvc"
-LOCK_S = 20  # the cluster drops the lock of a process that died
+LOCK_S = 20  # the cluster drops the lock of a process that died on another host
 LOCK_TIMEOUT_S = 25.0
 FENCE_TIMEOUT_S = 5.0
 ATTRIBUTE = "pvc.user."
+TURN_ATTRIBUTE = "pvc.turn"
+CLIENT_ENTITY = 8  # CEPH_ENTITY_TYPE_CLIENT, ceph: src/include/msgr.h
 READER, WRITER = "r", "w"
 
 
@@ -178,12 +181,25 @@ class ImageUsers:
         while True:
             try:
                 with ceph_errors(what):
-                    self._ioctx.lock_exclusive(header, LOCK, cookie, ProcessIdentity.current().text, LOCK_S)
+                    self._ioctx.lock_exclusive(header, LOCK, cookie, "", LOCK_S)
+                    turn = _Turn(self._cluster.client_id, cookie, ProcessIdentity.current().text)
+                    self._ioctx.set_xattr(header, TURN_ATTRIBUTE, json.dumps(asdict(turn)).encode())
                 return
             except Busy:
                 if time.monotonic() > deadline:
                     raise
+                self._break_dead_turn(header, what)
                 time.sleep(0.01)
+
+    def _break_dead_turn(self, header: str, what: str) -> None:
+        """Take the lock from a process of this host that is dead; harmless when it is not the holder's."""
+        try:
+            with ceph_errors(what):
+                turn = _Turn(**json.loads(self._ioctx.get_xattr(header, TURN_ATTRIBUTE)))
+                if turn.is_dead:
+                    self._ioctx.execute(header, "lock", "break_lock", _break_lock(turn.client, turn.cookie))
+        except (NotFound, EnvironmentFault):
+            return  # nobody has noted himself, or it is gone
 
     def _refuse_missing(self, image_id: str, header: str, what: str) -> None:
         """A lock makes the object it is on: one of an image that has just gone is taken away again."""
@@ -208,8 +224,35 @@ class _Note:
 
     @property
     def is_dead(self) -> bool:
-        identity = ProcessIdentity.parse(self.process)
-        return identity is not None and identity.is_dead
+        return _is_dead(self.process)
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """Who has the lock, or had it last."""
+
+    client: int
+    cookie: str
+    process: str
+
+    @property
+    def is_dead(self) -> bool:
+        return _is_dead(self.process)
+
+
+def _is_dead(process: str) -> bool:
+    identity = ProcessIdentity.parse(process)
+    return identity is not None and identity.is_dead
+
+
+def _break_lock(client: int, cookie: str) -> bytes:
+    """cls_lock_break_op of ceph's src/cls/lock/cls_lock_ops.h, for which Python's binding has no call."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<I", len(value.encode())) + value.encode()
+
+    body = text(LOCK) + struct.pack("<Bq", CLIENT_ENTITY, client) + text(cookie)
+    return struct.pack("<BBI", 1, 1, len(body)) + body
 
 
 def _header(image_id: str) -> str:

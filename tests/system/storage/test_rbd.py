@@ -153,12 +153,15 @@ def test_what_a_killed_import_or_clone_leaves_is_swept(pool: RbdPool, ceph: Stac
             assert process.wait(30) == -signal.SIGKILL
     assert [volume.name for volume in pool.list_volumes()] == ["web1_sda"]
     assert pool.list_snapshots("web1_sda") == []
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 15
     while everything_in_rbd(ceph) != before and time.monotonic() < deadline:
         pool.sweep()
         time.sleep(1)
     assert everything_in_rbd(ceph) == before
     assert pool.sweep() == []
+    begun = time.monotonic()
+    pool.rename_volume("web1_sda", "web2_sda")
+    assert time.monotonic() - begun < 10, "the lock of a dead process is not waited for"
 
 
 def test_a_large_image_is_cloned_and_mapped_within_a_second(pool: RbdPool, ceph: Stack) -> None:
