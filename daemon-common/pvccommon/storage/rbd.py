@@ -43,7 +43,17 @@ from pvccommon.storage.pool import (
     check_size,
     snapshot_name,
 )
-from pvccommon.storage.sparse import PIECE_BYTES, ZERO_PIECE, data_runs
+from pvccommon.storage.rbd_family import (
+    clones,
+    data_window,
+    parent_id,
+    parent_name,
+    shown_snapshots,
+    snapshot_names,
+    snapshots,
+    used_bytes,
+)
+from pvccommon.storage.sparse import data_runs
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +156,7 @@ class RbdPool(StoragePool):
     def flatten_volume(self, name: str) -> Volume:
         what = f"flatten volume {self.describe(name)}"
         with self._trying(what), self._changing(name, "flatten", what) as image:
-            parent = _parent_id(image)
+            parent = parent_id(image)
             if parent is not None:
                 image.flatten()
         if parent is not None:
@@ -176,13 +186,13 @@ class RbdPool(StoragePool):
     def list_snapshots(self, volume: str) -> list[Snapshot]:
         with self._trying(f"list snapshots of {self.describe(volume)}"):
             with self._open(volume, "list snapshots of", read_only=True) as image:
-                return [self._snapshot(volume, image, found) for found in self._shown_snapshots(image)]
+                return [self._snapshot(volume, image, found) for found in shown_snapshots(image)]
 
     def delete_snapshot(self, volume: str, snapshot: str, *, missing_ok: bool = False) -> None:
         check_name(snapshot, "snapshot")
         what = f"delete snapshot {self._full(volume, snapshot)}"
         with self._trying(what), self._open(volume, "delete a snapshot of") as image:
-            if snapshot not in self._snapshot_names(image):
+            if snapshot not in snapshot_names(image):
                 if missing_ok:
                     return
                 raise self._no_snapshot("delete", volume, snapshot)
@@ -194,7 +204,7 @@ class RbdPool(StoragePool):
         check_name(new_name, "snapshot")
         what = f"rename snapshot {self._full(volume, snapshot)} to {new_name}"
         with self._trying(what), self._snapshot_of(volume, snapshot, "rename") as image:
-            if new_name in self._snapshot_names(image):
+            if new_name in snapshot_names(image):
                 raise Exists(what, "there is one of this name", "choose another name")
             image.rename_snap(snapshot, new_name)
         return self.stat_snapshot(volume, new_name)
@@ -235,7 +245,7 @@ class RbdPool(StoragePool):
         what = f"roll back to snapshot {self._full(volume, snapshot)}"
         check_name(snapshot, "snapshot")
         with self._trying(what), self._changing(volume, "roll back", what) as image:
-            if snapshot not in self._snapshot_names(image):
+            if snapshot not in snapshot_names(image):
                 raise self._no_snapshot("roll back to", volume, snapshot)
             image.rollback_to_snap(snapshot)
         return self.stat_volume(volume)
@@ -323,7 +333,7 @@ class RbdPool(StoragePool):
                 stack.enter_context(self._users.holding(image_id, READER))
             size = image.size()
             for offset in range(0, size, WINDOW_BYTES):
-                yield from _window(image, offset, min(WINDOW_BYTES, size - offset))
+                yield from data_window(image, offset, min(WINDOW_BYTES, size - offset))
 
     # ---- images
 
@@ -469,13 +479,13 @@ class RbdPool(StoragePool):
             name = str(image.get_name())
             if not name.startswith(GONE):
                 return None
-            for snapshot in self._snapshots(image):
+            for snapshot in snapshots(image):
                 if image.is_protected_snap(snapshot["name"]):
                     image.unprotect_snap(snapshot["name"])
                 image.remove_snap(snapshot["name"])
             if list(image.list_snaps()):
                 return None  # clones of it live
-            parent = _parent_id(image)
+            parent = parent_id(image)
         self._rbd.RBD().remove(self._ioctx, name)
         return parent
 
@@ -484,66 +494,19 @@ class RbdPool(StoragePool):
     def _volume_or_none(self, name: str) -> Volume | None:
         try:
             with self._open(name, "find", read_only=True) as image:
-                used = _used_bytes(image)
-                return Volume(self.name, name, int(image.size()), used, self._parent(image), "raw")
+                used = used_bytes(image)
+                return Volume(
+                    self.name, name, int(image.size()), used, parent_name(self._ioctx, image), "raw"
+                )
         except NotFound:
             return None
-
-    def _parent(self, image: Any) -> str | None:
-        """The nearest snapshot an operator knows, on the way down."""
-        parent_id = _parent_id(image)
-        if parent_id is None:
-            return None
-        snapshot = image.get_parent_image_spec()["snap_name"]
-        try:
-            with self._rbd.Image(self._ioctx, image_id=parent_id, read_only=True) as parent:
-                if snapshot in self._snapshot_names(parent):
-                    return snapshot_name(str(parent.get_name()), snapshot)
-                return self._parent(parent)
-        except self._rbd.ImageNotFound:
-            return None  # in another pool, or it has just been flattened
-
-    def _snapshots(self, image: Any) -> list[dict[str, Any]]:
-        """Those that are not in Ceph's trash, oldest first."""
-        found = [snapshot for snapshot in image.list_snaps() if snapshot["namespace"] == 0]
-        return sorted(found, key=lambda snapshot: int(snapshot["id"]))
-
-    def _shown_snapshots(self, image: Any) -> list[dict[str, Any]]:
-        return [snapshot for snapshot in self._snapshots(image) if not snapshot["name"].startswith(".")]
-
-    def _snapshot_names(self, image: Any) -> set[str]:
-        return {snapshot["name"] for snapshot in self._shown_snapshots(image)}
 
     def _snapshot(self, volume: str, image: Any, found: dict[str, Any]) -> Snapshot:
         name = str(found["name"])
         created = image.get_snap_timestamp(found["id"]).timestamp()
         protected = bool(image.is_protected_snap(name))
-        children = tuple(sorted(self._clones(image.id(), found["id"])))
+        children = tuple(sorted(clones(self._ioctx, image.id(), found["id"])))
         return Snapshot(self.name, volume, name, int(found["size"]), created, protected, children)
-
-    def _clones(self, image_id: str, snapshot_id: int) -> Iterator[str]:
-        """Names of volumes that stand on a snapshot, be it by way of what is hidden."""
-        try:
-            image = self._rbd.Image(self._ioctx, image_id=image_id, read_only=True)
-        except self._rbd.ImageNotFound:
-            return
-        with image:
-            image.set_snap_by_id(snapshot_id)
-            children = list(image.list_children2())
-        for child in children:
-            if not child["image"].startswith("."):
-                yield str(child["image"])
-            yield from self._hidden_clones(str(child["id"]))
-
-    def _hidden_clones(self, image_id: str) -> Iterator[str]:
-        try:
-            with self._rbd.Image(self._ioctx, image_id=image_id, read_only=True) as image:
-                shown = self._snapshot_names(image)
-                hidden = [found["id"] for found in image.list_snaps() if found["name"] not in shown]
-        except self._rbd.ImageNotFound:
-            return
-        for snapshot_id in hidden:
-            yield from self._clones(image_id, snapshot_id)
 
     @contextmanager
     def _snapshot_of(
@@ -552,7 +515,7 @@ class RbdPool(StoragePool):
         """The image a snapshot is of; raises NotFound for either."""
         check_name(snapshot, "snapshot")
         with self._open(volume, f"{verb} a snapshot of", read_only=read_only) as image:
-            if snapshot not in self._snapshot_names(image):
+            if snapshot not in snapshot_names(image):
                 raise self._no_snapshot(verb, volume, snapshot)
             yield image
 
@@ -569,7 +532,7 @@ class RbdPool(StoragePool):
 
     def _refuse_protected(self, name: str, image_id: str, what: str) -> None:
         with self._open(name, "delete", image_id=image_id, read_only=True) as image:
-            shown = [self._snapshot(name, image, found) for found in self._shown_snapshots(image)]
+            shown = [self._snapshot(name, image, found) for found in shown_snapshots(image)]
         protected = [snapshot for snapshot in shown if snapshot.protected]
         if not protected:
             return
@@ -618,7 +581,7 @@ class RbdPool(StoragePool):
         try:
             with self._rbd.Image(self._ioctx, name, read_only=True) as image:
                 image_id = str(image.id())
-                stale = [s["name"] for s in self._snapshots(image) if _is_abandoned(s["name"], CLONE)]
+                stale = [s["name"] for s in snapshots(image) if _is_abandoned(s["name"], CLONE)]
             if stale:
                 with suppress(Busy):
                     self._users.refuse_users(image_id, f"sweep {self.describe(name)}")  # fences who made them
@@ -653,41 +616,3 @@ def _is_abandoned(name: str, prefix: str) -> bool:
         return False
     identity = ProcessIdentity.parse(name.removeprefix(prefix).rpartition("-")[0])
     return identity is not None and identity.is_dead
-
-
-def _parent_id(image: Any) -> str | None:
-    try:
-        return str(image.parent_id())
-    except Exception as exc:
-        if is_missing(exc):
-            return None
-        raise
-
-
-def _used_bytes(image: Any) -> int:
-    """What the image occupies without its parent, in whole objects as the object map has them (`rbd du`)."""
-    lengths: list[int] = []
-
-    def note(_offset: int, length: int, exists: bool) -> None:
-        if exists:
-            lengths.append(length)
-
-    image.diff_iterate(0, image.size(), None, note, include_parent=False, whole_object=True)
-    return sum(lengths)
-
-
-def _window(image: Any, start: int, length: int) -> Iterator[bytes]:
-    """The content of a part of an image in pieces; what holds no data is not read."""
-    extents: list[tuple[int, int]] = []
-
-    def note(offset: int, size: int, exists: bool) -> None:
-        if exists:
-            extents.append((offset, offset + size))
-
-    image.diff_iterate(start, length, None, note, include_parent=True, whole_object=True)
-    for offset in range(start, start + length, PIECE_BYTES):
-        size = min(PIECE_BYTES, start + length - offset)
-        while extents and extents[0][1] <= offset:
-            extents.pop(0)
-        has_data = bool(extents) and extents[0][0] < offset + size
-        yield image.read(offset, size) if has_data else ZERO_PIECE[:size]
