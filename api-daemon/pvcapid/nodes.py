@@ -6,7 +6,7 @@ from typing import Any
 from flask import Blueprint
 from marshmallow import Schema, fields
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from pvcapid.endpoint import endpoint
 from pvcapid.fields import NoParameters, Text, documented
@@ -85,7 +85,7 @@ def get_node(given: Given, name: str) -> Any:
 def node_elements(session: Session) -> list[dict[str, Any]]:
     """All nodes, by name."""
     nodes = session.execute(select(Node).order_by(Node.name)).scalars().all()
-    vms = session.execute(select(Vm)).scalars().all()
+    vms = session.execute(select(Vm).options(defer(Vm.xml), defer(Vm.userdata))).scalars().all()
     primary = primary_node(nodes)
     return [_element(node, [vm for vm in vms if vm.node == node.name], primary) for node in nodes]
 

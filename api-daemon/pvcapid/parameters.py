@@ -98,7 +98,10 @@ def _read_body(incoming: Request) -> bytes:
     """The whole body; chunked ones are cut off at the limit, too."""
     if (incoming.content_length or 0) > MAX_BODY_BYTES:
         raise RequestEntityTooLarge
-    body = incoming.stream.read(MAX_BODY_BYTES + 1)
+    try:
+        body = incoming.stream.read(MAX_BODY_BYTES + 1)
+    except OSError as exc:  # broken chunks, or the caller is gone
+        raise WrongInput("read the request", "its body breaks off or is malformed") from exc
     if len(body) > MAX_BODY_BYTES:
         raise RequestEntityTooLarge
     return body
@@ -141,13 +144,17 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _require_text(name: str, value: Any) -> None:
     """Refuse what no text of ours may hold: NUL and lone surrogates; looks into lists of texts."""
     for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, str) and ("\0" in item or (not item.isascii() and _has_surrogate(item))):
+        if isinstance(item, str) and ("\0" in item or _has_surrogate(item)):
             what = repr(name[:64]) if item is not name else "a parameter's name"
             raise WrongInput("read the request", f"{what} holds a character that is not allowed")
 
 
 def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _flatten(found: list[Any]) -> list[Any]:

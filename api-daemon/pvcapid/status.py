@@ -7,6 +7,7 @@ from typing import Any
 from flask import Blueprint
 from marshmallow import Schema, fields
 from sqlalchemy import select
+from sqlalchemy.orm import defer
 
 from pvcapid.endpoint import endpoint
 from pvcapid.fields import Flag, NoParameters, documented
@@ -54,7 +55,7 @@ def get_status(given: Given) -> Any:
     """Show health, counts and resources of the cluster."""
     with reading() as session:
         nodes = node_elements(session)
-        vms = session.execute(select(Vm)).scalars().all()
+        vms = session.execute(select(Vm).options(defer(Vm.xml), defer(Vm.userdata))).scalars().all()
     faults = [_fault(node) for node in nodes if node["daemon_state"] == "dead"]
     return {
         "cluster_name": services().config.cluster.name,

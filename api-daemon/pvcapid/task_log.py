@@ -24,8 +24,7 @@ from pvcapid.endpoint import endpoint
 from pvcapid.fields import Flag, Whole, documented
 from pvcapid.parameters import Given
 from pvcapid.services import Services, reading, services
-from pvcapid.tasks import TaskElement, task_element
-from pvccommon.builds import find_build
+from pvcapid.tasks import TaskElement, find_task, task_element
 from pvccommon.errors import EnvironmentFault, PvcError
 from pvccommon.models import FINAL_STATES, BuildEvent
 
@@ -70,7 +69,7 @@ class LogAnswer(Schema):
 def get_task_log(given: Given, task_id: str) -> Any:
     """Show or follow the log of a build."""
     with reading() as session:
-        build = find_build(session, task_id)
+        build = find_task(session, task_id)
         if not given["follow"]:
             task = task_element(build)
             events = _read(session, task_id, given.get("after"), given.get("lines", BATCH * 4))
@@ -124,7 +123,7 @@ class Follower:
     def look(self) -> Iterator[str]:
         """What is new. The state is read before the lines, so that `end` comes after all of them."""
         with self._outside.database.session() as session:
-            build = find_build(session, self._task_id)
+            build = find_task(session, self._task_id)
             task = TaskElement().dump(task_element(build))
             events = _read(session, self._task_id, self._after, BATCH)
         self.behind = len(events) == BATCH

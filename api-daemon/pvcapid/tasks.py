@@ -7,6 +7,7 @@ from typing import Any
 from flask import Blueprint
 from marshmallow import Schema, fields
 from sqlalchemy import desc, select
+from sqlalchemy.orm import Session, defer
 
 from pvcapid.audit import changing
 from pvcapid.builds import TASK_NAME
@@ -15,7 +16,7 @@ from pvcapid.fields import Flag, NoParameters, Whole, documented
 from pvcapid.parameters import Given
 from pvcapid.services import reading, services
 from pvccommon.builds import cancel_build
-from pvccommon.errors import PvcError
+from pvccommon.errors import NotFound, PvcError
 from pvccommon.models import ACTIVE_STATES, Build, BuildState, one_of
 from pvccommon.queue import call_node
 from pvccommon.steps import TOTAL
@@ -79,13 +80,13 @@ class TaskLists(Schema):
 @endpoint(TaskFilter, TaskLists)
 def list_tasks(given: Given) -> Any:
     """List builds that run or wait, by node; with history, all builds."""
-    statement = select(Build).order_by(desc(Build.number))
     with reading() as session:
         if given["history"]:
-            rows = session.execute(statement.limit(given["limit"])).scalars().all()
+            newest = light_query().order_by(desc(Build.number)).limit(given["limit"])
+            rows = session.execute(newest).scalars().all()
             return {"builds": [task_element(build) for build in rows]}
         builds = (
-            session.execute(select(Build).where(one_of(Build.state, ACTIVE_STATES)).order_by(Build.number))
+            session.execute(light_query().where(one_of(Build.state, ACTIVE_STATES)).order_by(Build.number))
             .scalars()
             .all()
         )
@@ -101,7 +102,7 @@ def list_tasks(given: Given) -> Any:
 def get_task(given: Given, task_id: str) -> Any:
     """Show a build. An unknown id is a failed task: existing clients would wait for ever, or crash on 404."""
     with reading() as session:
-        build = session.get(Build, task_id)
+        build = session.execute(light_query().where(Build.id == task_id)).scalar_one_or_none()
     return task_element(build) if build is not None else unknown_task(task_id)
 
 
@@ -115,6 +116,19 @@ def cancel_task(given: Given, task_id: str) -> str:
     if build.state != BuildState.CANCELLED:
         _hurry(build)
     return message
+
+
+def light_query() -> Any:
+    """Builds without what no answer shows: plans hold whole documents, and tasks are asked for often."""
+    return select(Build).options(defer(Build.plan), defer(Build.secrets))
+
+
+def find_task(session: Session, task_id: str) -> Build:
+    """The row of a build, for showing. Raises NotFound."""
+    build: Build | None = session.execute(light_query().where(Build.id == task_id)).scalar_one_or_none()
+    if build is None:
+        raise NotFound(f"find task {task_id[:40]}", "there is no such task", "see: pvc cluster task")
+    return build
 
 
 def task_element(build: Build) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The program `pvc`: global options, the command tree, and the place where errors become exit codes."""
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -69,7 +70,7 @@ def cli(
 ) -> None:
     """Provision and run virtual machines.
 
-    Every option above has an environment variable, PVC_ and its name: PVC_CONNECTION, PVC_DEBUG, …
+    The options below have environment variables, too: PVC_ and the name, such as PVC_CONNECTION or PVC_DEBUG.
     """
     context = ctx.ensure_object(Context)
     context.connection_name = connection
@@ -85,6 +86,7 @@ for group in (connection, provisioner, cluster, vm, node, completion):
 
 def run(arguments: Sequence[str], transport: "BaseAdapter | None" = None) -> int:
     """Run one command line and return its exit code. `transport` stands in for the network (tests)."""
+    forgive_odd_text()
     context = Context(transport=transport)
     try:
         result = cli.main(list(arguments), prog_name="pvc", standalone_mode=False, obj=context)
@@ -103,6 +105,13 @@ def run(arguments: Sequence[str], transport: "BaseAdapter | None" = None) -> int
             raise
         return EXIT_CODES["internal"]
     return result if isinstance(result, int) else 0
+
+
+def forgive_odd_text() -> None:
+    """Texts of strangers may hold what the terminal's encoding, or any, cannot say: show its number."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def defect(error: Exception) -> CliError:

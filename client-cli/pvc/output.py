@@ -152,6 +152,8 @@ def time_text(seconds: object) -> str:
     """Seconds as read on a watch: `0.8 s`, `12 s`, `3:05`, `1:02:03`."""
     if not isinstance(seconds, (int, float)):
         return cell(seconds)
+    if 0 < seconds < 0.05:
+        return "<0.1 s"
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,7 +1,7 @@
 """Shows a build while it runs, on stderr: a live line below the scrolling log, or plain lines."""
 
 import sys
-import time
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Protocol, Self
@@ -10,6 +10,7 @@ from pvc.client import ApiClient
 from pvc.context import Context
 from pvc.errors import CliError
 from pvc.output import Column, Table, print_table, printable, time_text
+from pvc.stage_order import Shown, StageEnd, StageOrder, stages_of
 from pvc.tasks import Happening, LogLine, StateChange, Task, follow
 
 LEVEL_STYLES = {"error": "red", "warning": "yellow", "debug": "dim"}
@@ -56,7 +57,7 @@ def display_for(context: Context, *, log: bool) -> Display:
 
 
 def show_times(context: Context, task: Task) -> None:
-    stages = [stage for stage in task.get("stages") or [] if isinstance(stage, dict)]
+    stages = stages_of(task)
     if stages and not (context.quiet or context.silent):
         print_table(context, STAGES, stages, stderr=True)
 
@@ -64,6 +65,10 @@ def show_times(context: Context, task: Task) -> None:
 def log_text(line: LogLine) -> str:
     level = f"{line.level}: " if line.level in ("error", "warning") else ""
     return f"[{line.stage or '-'}] {level}{printable(line.message)}"
+
+
+def end_text(end: StageEnd) -> str:
+    return f"[{end.stage}] {'failed after' if end.failed else 'took'} {time_text(end.seconds)}"
 
 
 def percent_of(task: Task) -> float | None:
@@ -104,33 +109,34 @@ class Nothing:
 
 
 class PlainDisplay(Nothing):
-    """For pipes and files: every log line, and a line with the time taken when a stage ends."""
+    """For pipes and files: every log line, what the build does, and the time taken when a stage ends."""
 
     def __init__(self, context: Context, *, log: bool) -> None:
         self._context = context
         self._log = log
-        self._shown = ""
-        self._stage = ""
-        self._since = time.monotonic()
+        self._order = StageOrder()
+        self._status = ""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._show_all(self._order.rest())
 
     def show(self, happening: Happening) -> None:
-        if isinstance(happening, LogLine):
-            if self._log:
-                self._context.note(log_text(happening))
-            return
-        self._stage_line(stage_of(happening.task))
-        status = status_of(happening.task)
-        if status and status != self._shown and happening.task.get("state") == "RUNNING":
-            self._context.note(f"[{self._stage or '-'}] {status}")
-            self._shown = status
+        if self._log or isinstance(happening, StateChange):
+            self._show_all(self._order.take(happening))
+        if isinstance(happening, StateChange):
+            self._show_status(happening.task)
 
-    def _stage_line(self, stage: str) -> None:
-        if stage == self._stage:
-            return
-        now = time.monotonic()
-        if self._stage:
-            self._context.note(f"[{self._stage}] took {time_text(now - self._since)}")
-        self._stage, self._since = stage, now
+    def _show_all(self, shown: Iterable[Shown]) -> None:
+        for one in shown:
+            self._context.note(log_text(one) if isinstance(one, LogLine) else end_text(one))
+
+    def _show_status(self, task: Task) -> None:
+        status = status_of(task)
+        if status and status != self._status and task.get("state") == "RUNNING":
+            self._context.note(f"[{stage_of(task) or '-'}] {status}")
+            self._status = status
 
 
 class LiveDisplay(Nothing):
@@ -147,8 +153,8 @@ class LiveDisplay(Nothing):
         )
 
         self._log = log
+        self._order = StageOrder()
         self._stage = ""
-        self._since = time.monotonic()
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.fields[stage]}", style="bold"),
@@ -168,30 +174,32 @@ class LiveDisplay(Nothing):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._show_all(self._order.rest())
         self._progress.stop()
 
     def show(self, happening: Happening) -> None:
-        if isinstance(happening, LogLine):
-            if self._log:
-                self._print(log_text(happening), LEVEL_STYLES.get(happening.level, ""))
-        else:
+        if self._log or isinstance(happening, StateChange):
+            self._show_all(self._order.take(happening))
+        if isinstance(happening, StateChange):
             self._show_state(happening.task)
+
+    def _show_all(self, shown: Iterable[Shown]) -> None:
+        for one in shown:
+            if isinstance(one, LogLine):
+                self._print(log_text(one), LEVEL_STYLES.get(one.level, ""))
+            else:
+                mark, style = ("✗", "red") if one.failed else ("✓", "green")
+                self._print(f"{mark} {one.stage} {time_text(one.seconds)}", style)
 
     def _show_state(self, task: Task) -> None:
         stage = stage_of(task)
         if stage != self._stage:
-            self._end_stage(undone=stage == "undoing")
-            self._stage, self._since = stage, time.monotonic()
+            self._stage = stage
             # The elapsed column shows the time in the stage.
             self._progress.reset(self._line)
         self._progress.update(
             self._line, stage=stage, completed=percent_of(task) or 0, description=status_of(task)
         )
-
-    def _end_stage(self, *, undone: bool) -> None:
-        if self._stage and self._stage not in ("queued", "pending"):
-            mark, style = ("✗", "red") if undone else ("✓", "green")
-            self._print(f"{mark} {self._stage} {time_text(time.monotonic() - self._since)}", style)
 
     def _print(self, text: str, style: str) -> None:
         from rich.text import Text

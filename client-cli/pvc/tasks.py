@@ -121,8 +121,13 @@ def stream_events(client: ApiClient, task_id: str, after: int) -> Iterator[Happe
         for event in parse_events(lines):
             if event.name == "log":
                 yield log_line(event.data)
-            elif event.name in ("state", "end") and isinstance(event.data, dict):
+            elif isinstance(event.data, dict) and ends_or_changes(event):
                 yield StateChange(event.data)
+
+
+def ends_or_changes(event: ServerEvent) -> bool:
+    """Whether to pass on a state. A final one counts as `end` only: lines may follow its `state`."""
+    return event.name == "end" or (event.name == "state" and not is_finished(event.data))
 
 
 def parse_events(lines: Iterator[bytes]) -> Iterator[ServerEvent]:

@@ -1,3 +1,3 @@
 """The one place that holds the client's version."""
 
-VERSION = "2.0.0"
+VERSION = "1.0.0"

@@ -9,6 +9,9 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+
+# No public module gives a pattern's syntax tree, nor compiles a part of one.
+from re import _compiler, _parser  # type: ignore[attr-defined]
 from typing import Any, cast
 
 from pvccommon.errors import Problem, WrongInput
@@ -22,6 +25,11 @@ ARGUMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 TRUE_WORDS = ("true", "yes", "y", "on", "t", "1")
 FALSE_WORDS = ("false", "no", "n", "off", "f", "0")
 REDACTED = "<redacted>"
+MAX_ARGUMENTS = 256
+MAX_PATTERN = 1024  # characters
+MAX_PATTERN_DEPTH = 20
+MAX_MATCHED = 1024  # characters of a value, or of an item of a list, that is compared with a pattern
+MAX_WORK = 200_000  # steps for all patterns of one request; a step takes about a microsecond
 
 
 @dataclass(frozen=True)
@@ -77,10 +85,11 @@ def read_declaration(source: str) -> Declaration:
     except (ValueError, RecursionError, MemoryError, OverflowError) as exc:
         raise WrongInput(what, problems=[Problem("script", f"does not compile: {exc}")]) from exc
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == CLASS_NAME]
-    if not classes:
-        hint = "define `class VMBuilderScript(VMBuilder):` at module level"
-        raise WrongInput(what, problems=[Problem("script", f"has no class {CLASS_NAME}")], hint=hint)
-    return _read_class(classes[-1], tree, source)
+    if len(classes) != 1:
+        hint = "define `class VMBuilderScript(VMBuilder):` once, at module level"
+        found = f"defines {len(classes)} classes" if classes else "has no class"
+        raise WrongInput(what, problems=[Problem("script", f"{found} {CLASS_NAME}")], hint=hint)
+    return _read_class(classes[0], tree, source)
 
 
 def type_arguments(
@@ -100,6 +109,7 @@ def type_arguments(
             takes = ", ".join(known) or "none"
             problems.append(Problem(f"arguments.{name}", f"unknown argument; the script takes: {takes}"))
     values: dict[str, Any] = {}
+    work = Work()
     for name, argument in known.items():
         if name not in plain:
             if argument.required:
@@ -109,7 +119,7 @@ def type_arguments(
             values[name] = argument.default
             continue
         try:
-            values[name] = _typed(argument, plain[name])
+            values[name] = _typed(argument, plain[name], work)
         except ValueError as exc:
             problems.append(Problem(f"arguments.{name}", str(exc)))
     return values, plain, problems
@@ -141,25 +151,157 @@ def _split_texts(texts: Iterable[str]) -> tuple[dict[str, str], list[Problem]]:
             problems.append(Problem(f"arguments[{index}]", f"{text!r} has no '='; write key=value"))
         elif not ARGUMENT_NAME.fullmatch(name):
             problems.append(Problem(f"arguments[{index}]", f"{name!r} is not the name of an argument"))
-        elif "\0" in value:
-            problems.append(Problem(f"arguments.{name}", "holds a NUL character"))
+        elif wrong := _wrong_characters(value):
+            problems.append(Problem(f"arguments.{name}", wrong))
         else:
             plain[name] = value
     return plain, problems
 
 
-def _typed(argument: Argument, text: str) -> Any:
+class Work:
+    """How much the patterns of one request may still cost."""
+
+    def __init__(self) -> None:
+        self._left = MAX_WORK
+
+    def spend(self, steps: int) -> None:
+        self._left -= steps
+        if self._left < 0:
+            raise ValueError("is too much work to compare with the script's patterns; give less")
+
+
+class Pattern:
+    """A regular expression whose comparison takes bounded time.
+
+    A pattern comes from a script, a value from any operator, and `re` can need years for a short value.
+    So `re` only says where a single character fits. From that the positions of the text which the pattern can
+    have reached are computed, all at once, as the bits of an integer.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        """Raises ValueError: not a regular expression, or one that asks for more than this can do."""
+        if len(pattern) > MAX_PATTERN:
+            raise ValueError(f"is longer than {MAX_PATTERN} characters")
+        try:
+            self._tree = _parser.parse(pattern)
+        except (re.error, OverflowError, RecursionError) as exc:
+            raise ValueError(f"is not a regular expression: {exc}") from exc
+        if self._tree.state.flags & re.IGNORECASE:
+            raise ValueError(_CANNOT.format("(?i)"))
+        _require_bounded(self._tree)
+        self._compiled: dict[tuple[Any, int], re.Pattern[str]] = {}
+
+    def fullmatch(self, text: str, work: Work) -> bool:
+        """Raises ValueError when the text is too long."""
+        if len(text) > MAX_MATCHED:
+            raise ValueError(f"has more than {MAX_MATCHED} characters")
+        return bool(self._through(self._tree, 1, _Places(text, work)) >> len(text) & 1)
+
+    def _through(self, items: Iterable[tuple[Any, Any]], starts: int, places: "_Places") -> int:
+        """The positions at which the items can end that begin at one of `starts`."""
+        for operation, value in items:
+            places.work.spend(1)
+            starts = self._step(operation, value, starts, places)
+        return starts
+
+    def _step(self, operation: Any, value: Any, starts: int, places: "_Places") -> int:
+        if operation is _parser.BRANCH:
+            ends = 0
+            for branch in value[1]:
+                ends |= self._through(branch, starts, places)
+            return ends
+        if operation is _parser.SUBPATTERN:
+            return self._through(value[-1], starts, places)
+        if operation in _REPEATS:
+            return self._repeat(int(value[0]), int(value[1]), value[2], starts, places)
+        fits = starts & places.of(self._single(operation, value, places.work))
+        return fits if operation is _parser.AT else fits << 1
+
+    def _repeat(self, least: int, most: int, items: Any, starts: int, places: "_Places") -> int:
+        for _ in range(least):
+            before, starts = starts, self._through(items, starts, places)
+            if starts == before:
+                break
+        reached = new = starts
+        for _ in range(most - least):
+            new = self._through(items, new, places) & ~reached
+            if not new:
+                break
+            reached |= new
+        return reached
+
+    def _single(self, operation: Any, value: Any, work: Work) -> re.Pattern[str]:
+        """One character, or one condition such as `$`, as a pattern of its own."""
+        key = operation, id(value)
+        if key not in self._compiled:
+            work.spend(50)
+            state = self._tree.state
+            part = _parser.SubPattern(state, [(operation, value)])
+            self._compiled[key] = _compiler.compile(part, state.flags)
+        return self._compiled[key]
+
+
+class _Places:
+    """Where in one text single characters fit."""
+
+    def __init__(self, text: str, work: Work) -> None:
+        self.work = work
+        self._text = text
+        self._known: dict[int, int] = {}
+
+    def of(self, single: re.Pattern[str]) -> int:
+        if id(single) not in self._known:
+            self.work.spend(1 + len(self._text) // 4)
+            self._known[id(single)] = sum(1 << found.start() for found in single.finditer(self._text))
+        return self._known[id(single)]
+
+
+_REPEATS = (_parser.MAX_REPEAT, _parser.MIN_REPEAT)
+_SINGLES = (_parser.LITERAL, _parser.NOT_LITERAL, _parser.ANY, _parser.IN, _parser.AT)
+_CANNOT = "uses {}, which cannot be compared in bounded time; write it with characters, |, groups and repeats"
+_NAMES = {
+    "ASSERT": "a look-around",
+    "ASSERT_NOT": "a look-around",
+    "GROUPREF": "a back-reference",
+    "GROUPREF_EXISTS": "a conditional group",
+    "POSSESSIVE_REPEAT": "a possessive repeat",
+    "ATOMIC_GROUP": "an atomic group",
+}
+
+
+def _require_bounded(items: Iterable[tuple[Any, Any]], depth: int = 0) -> None:
+    if depth > MAX_PATTERN_DEPTH:
+        raise ValueError(f"is nested deeper than {MAX_PATTERN_DEPTH} levels")
+    for operation, value in items:
+        if operation is _parser.BRANCH:
+            for branch in value[1]:
+                _require_bounded(branch, depth + 1)
+        elif operation is _parser.SUBPATTERN and (value[1] or value[2]):
+            raise ValueError(_CANNOT.format("flags within a group"))
+        elif operation is _parser.SUBPATTERN or operation in _REPEATS:
+            _require_bounded(value[-1], depth + 1)
+        elif operation not in _SINGLES:
+            raise ValueError(_CANNOT.format(_NAMES.get(str(operation), str(operation).lower())))
+
+
+def _typed(argument: Argument, text: str, work: Work) -> Any:
     value = _CONVERT[argument.type](text)
-    for item in value if isinstance(value, list) else [value]:
+    _require_allowed(argument, value if isinstance(value, list) else [value], work)
+    return value
+
+
+def _require_allowed(argument: Argument, items: Iterable[Any], work: Work) -> None:
+    """Raise ValueError for the first item that the argument does not allow."""
+    pattern = Pattern(argument.pattern) if argument.pattern is not None else None
+    for item in items:
         if argument.choices and item not in argument.choices:
             raise ValueError(f"{item!r} is not one of {', '.join(map(str, argument.choices))}")
-        if argument.pattern and not re.fullmatch(argument.pattern, str(item)):
+        if pattern and not pattern.fullmatch(str(item), work):
             raise ValueError(f"{item!r} does not match {argument.pattern}")
-        if argument.minimum is not None and isinstance(item, int) and item < argument.minimum:
-            raise ValueError(f"must be at least {argument.minimum}")
-        if argument.maximum is not None and isinstance(item, int) and item > argument.maximum:
-            raise ValueError(f"must be at most {argument.maximum}")
-    return value
+        if argument.minimum is not None and item < argument.minimum:
+            raise ValueError(f"{item} is too small; must be at least {argument.minimum}")
+        if argument.maximum is not None and item > argument.maximum:
+            raise ValueError(f"{item} is too large; must be at most {argument.maximum}")
 
 
 def _to_integer(text: str) -> int:
@@ -208,7 +350,10 @@ def _read_class(node: ast.ClassDef, tree: ast.Module, source: str) -> Declaratio
         sha256=hashlib.sha256(source.encode()).hexdigest(),
         arguments=tuple(_read_arguments(assigned.get("arguments"), problems)),
     )
+    if not node.bases:
+        problems.append(Problem(f"script line {node.lineno}", f"{CLASS_NAME} must derive from VMBuilder"))
     problems.extend(_check_methods(node))
+    problems.extend(_check_texts(declaration.to_dict(), ""))
     if problems:
         raise WrongInput("read the builder script", problems=problems, hint="see docs/writing-a-builder.md")
     return declaration
@@ -272,6 +417,8 @@ def _read_arguments(node: ast.expr | None, problems: list[Problem]) -> list[Argu
         problems.append(Problem("arguments", "must be a tuple of Argument(...)"))
         return []
     found = [_read_argument(item, f"arguments[{i}]", problems) for i, item in enumerate(node.elts)]
+    if len(found) > MAX_ARGUMENTS:
+        problems.append(Problem("arguments", f"are more than {MAX_ARGUMENTS}"))
     arguments = [argument for argument in found if argument]
     names = [argument.name for argument in arguments]
     problems.extend(
@@ -318,33 +465,93 @@ def _check_values(values: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     if kind not in _PYTHON_TYPES:
         yield "type", f"must be one of {', '.join(_PYTHON_TYPES)}"
         return
-    expected = _PYTHON_TYPES[kind]
-    default = values.get("default")
-    if default is not None and (
-        not isinstance(default, expected) or (kind == "integer" and isinstance(default, bool))
-    ):
-        yield "default", f"{default!r} is not of type {kind}"
     for name, wanted in (("required", bool), ("secret", bool), ("help", str)):
         if not isinstance(values.get(name, wanted()), wanted):
             yield name, f"must be {wanted.__name__}"
+    wrong = [*_check_choices(kind, values), *_check_limits(kind, values), *_check_pattern(kind, values)]
+    yield from wrong
+    yield from _check_default(kind, values, None if wrong else _limits(values))
+
+
+def _check_choices(kind: str, values: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     choices = values.get("choices", ())
     if not isinstance(choices, tuple | list):
         yield "choices", "must be a tuple"
-    elif (
-        choices
-        and isinstance(default, str | int)
-        and not isinstance(default, bool)
-        and default not in choices
-    ):
-        yield "default", f"{default!r} is not one of the choices"
-    for name in ("minimum", "maximum"):
-        if values.get(name) is not None and (type(values[name]) is not int or kind != "integer"):
+    elif kind == "boolean" and choices:
+        yield "choices", "a boolean has none"
+    elif not all(_is_item(kind, choice) for choice in choices):
+        yield "choices", f"must be values of {'the items' if kind == 'list' else f'type {kind}'}"
+
+
+def _check_limits(kind: str, values: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    least, most = values.get("minimum"), values.get("maximum")
+    for name, limit in (("minimum", least), ("maximum", most)):
+        if limit is not None and (type(limit) is not int or kind != "integer"):
             yield name, "must be a whole number, for arguments of type integer"
-    if values.get("pattern") is not None:
+    if type(least) is int and type(most) is int and least > most:
+        yield "minimum", f"{least} is more than the maximum, {most}"
+
+
+def _check_pattern(kind: str, values: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    pattern = values.get("pattern")
+    if pattern is None:
+        return
+    if not isinstance(pattern, str) or kind not in ("string", "list"):
+        yield "pattern", "must be a regular expression as a text, for arguments of type string or list"
+        return
+    try:
+        Pattern(pattern)
+    except ValueError as exc:
+        yield "pattern", str(exc)
+
+
+def _limits(values: Mapping[str, Any]) -> Argument:
+    """What a default has to keep to."""
+    kept = {key: values[key] for key in ("choices", "pattern", "minimum", "maximum") if key in values}
+    return Argument("", **kept)
+
+
+def _check_default(
+    kind: str, values: Mapping[str, Any], limits: Argument | None
+) -> Iterable[tuple[str, str]]:
+    default = values.get("default")
+    if default is None:
+        return
+    if values.get("required") is True:
+        yield "default", "is of no use: the argument is required"
+    items = list(default) if kind == "list" and isinstance(default, tuple | list) else [default]
+    if not isinstance(default, _PYTHON_TYPES[kind]) or not all(_is_item(kind, item) for item in items):
+        yield "default", f"{default!r} is not of type {kind}"
+    elif limits:
         try:
-            re.compile(values["pattern"])
-        except (re.error, TypeError) as exc:
-            yield "pattern", f"is not a regular expression: {exc}"
+            _require_allowed(limits, items, Work())
+        except ValueError as exc:
+            yield "default", str(exc)
+
+
+def _is_item(kind: str, value: Any) -> bool:
+    """Whether a value is of an argument's type, or for a list: may be in it."""
+    wanted = {"string": str, "list": str, "integer": int, "boolean": bool}[kind]
+    return type(value) is wanted
+
+
+def _check_texts(value: Any, path: str) -> Iterable[Problem]:
+    """Neither the database nor an answer can hold these, not even where they are escaped in the source."""
+    if isinstance(value, Mapping):
+        for key, element in value.items():
+            yield from _check_texts(element, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for index, element in enumerate(value):
+            yield from _check_texts(element, f"{path}[{index}]")
+    elif isinstance(value, str) and (wrong := _wrong_characters(value)):
+        yield Problem(path, wrong)
+
+
+def _wrong_characters(text: str) -> str:
+    """What is wrong with the characters of a text; empty when nothing is."""
+    if "\0" in text:
+        return "holds a NUL character"
+    return "holds half of a surrogate pair" if re.search("[\ud800-\udfff]", text) else ""
 
 
 def _literal(node: ast.expr, path: str, problems: list[Problem]) -> Any:

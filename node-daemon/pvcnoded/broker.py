@@ -4,12 +4,14 @@ Each verb is checked against the build's frozen plan: a script can name only vol
 pools of its plan. Every verb that makes something writes the journal first.
 """
 
+import errno
+import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from pvccommon.errors import Exists, Forbidden, Problem, WrongInput, WrongState
+from pvccommon.errors import Busy, Exists, Forbidden, Problem, WrongInput, WrongState
 from pvccommon.models import Json
 from pvccommon.storage.partition import PartitionDevice, add_partition
 from pvccommon.storage.pool import BlockDevice, StoragePool
@@ -105,9 +107,11 @@ class Broker:
 
     def unmap(self, arguments: Json) -> Json:
         planned = self._planned(arguments, "unmap")
-        mapped = self._mapped.pop(_key(planned), None)
+        mapped = self._mapped.get(_key(planned))
         if mapped is None:
             raise WrongState(_what("unmap", planned), "it is not mapped")
+        _refuse_if_held(mapped.device.path, _what("unmap", planned))
+        del self._mapped[_key(planned)]
         for name in (*(p.name for p in mapped.partitions.values()), mapped.device.name):
             self._sandbox.remove_device(name)
         mapped.undo.close()
@@ -199,6 +203,16 @@ class Broker:
                 "ask for volume.partitions first",
             )
         return found
+
+
+def _refuse_if_held(path: str, what: str) -> None:
+    """Raise Busy while the device or one of its partitions is mounted: an exclusive open(2) fails then."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as exc:
+        if exc.errno != errno.EBUSY:
+            raise
+        raise Busy(what, "it is still mounted", "ask for volume.unmount first") from exc
 
 
 def _key(planned: Json) -> tuple[str, str]:

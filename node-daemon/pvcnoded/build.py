@@ -17,11 +17,11 @@ from types import FrameType
 from pvccommon import builds
 from pvccommon.config import Config, load_config
 from pvccommon.database import Database
-from pvccommon.errors import Cancelled, Internal, PvcError
+from pvccommon.errors import Cancelled, EnvironmentFault, Internal, PvcError
 from pvccommon.models import Build, BuildState, Json
 from pvccommon.storage import pools_from_config
 from pvccommon.storage.pool import PoolSecret, StoragePool
-from pvcnoded.build_log import BuildLog
+from pvcnoded.build_log import BuildLog, clean
 from pvcnoded.hypervisor import Hypervisor
 from pvcnoded.journal import Journal
 from pvcnoded.lease import LeaseKeeper, Owner
@@ -29,6 +29,7 @@ from pvcnoded.pipeline import Pipeline
 from pvcnoded.undo import undoers
 
 PR_SET_PDEATHSIG = 1
+SHORTEST_SECRET = 4
 logger = logging.getLogger("pvc.build")
 
 
@@ -60,7 +61,7 @@ class BuildProcess:
                 self._succeed(pipeline)
             except BaseException as exc:
                 self._fail(pipeline, exc)
-                if not isinstance(exc, Exception):
+                if not isinstance(exc, Exception | Interrupted):
                     raise
             finally:
                 pipeline.log.flush()
@@ -81,11 +82,12 @@ class BuildProcess:
         if not failures:
             log.info("everything this build made has been undone")
         log.flush()
-        if failures:
-            return False
         with self.database.session() as session:
             build = builds.find_build(session, build_id, lock=True)
-            cancelled = build.cancel_requested or (build.error or {}).get("kind") == "cancelled"
+            if failures:
+                build.lease_owner = None  # so that the next sweep, by whatever process, tries again
+                return False
+            cancelled = (build.error or {}).get("kind") == "cancelled"
             builds.finish_build(build, BuildState.CANCELLED if cancelled else BuildState.FAILED)
         return True
 
@@ -108,7 +110,12 @@ class BuildProcess:
             pools=self.pools,
             hypervisor=self.hypervisor,
             journal=Journal(self.database, build.id, self.config.node.name),
-            log=BuildLog(self.database, build.id, self.config.builds.log_limit_bytes),
+            log=BuildLog(
+                self.database,
+                build.id,
+                self.config.builds.log_limit_bytes,
+                secrets=secret_texts(build.secrets),
+            ),
             plan=build.plan,
             secrets=build.secrets,
         )
@@ -117,6 +124,8 @@ class BuildProcess:
         """Hand everything over to the VM, in one transaction with the end of the build."""
         with self.database.session() as session:
             build = builds.find_build(session, pipeline.journal.build_id, lock=True)
+            if build.cancel_requested:
+                raise Interrupted
             pipeline.journal.keep_in(session)
             builds.finish_build(build, BuildState.SUCCEEDED)
             build.status = success_text(build)
@@ -125,12 +134,17 @@ class BuildProcess:
     def _fail(self, pipeline: Pipeline, exc: BaseException) -> None:
         """First the script's own clean-up, then ours; the first error is the one reported."""
         failed_stage = pipeline.log.stage
-        error = describe_failure(exc, pipeline.plan["vm"]["name"], failed_stage)
+        vm = pipeline.plan["vm"]["name"]
+        in_a_hurry = isinstance(exc, Interrupted)
+        if in_a_hurry:
+            exc = self._reason_to_end(pipeline.journal.build_id, vm)
+        error = describe_failure(exc, vm, failed_stage)
+        error["why"] = pipeline.log.mask(error["why"])
         if not isinstance(exc, PvcError):
             logger.exception("build %s failed in a way nobody foresaw", pipeline.journal.build_id)
         pipeline.log.error(builds.describe_error(error))
         pipeline.log.flush()
-        if not isinstance(exc, Cancelled) and failed_stage != "cleanup":
+        if not in_a_hurry and failed_stage != "cleanup":
             pipeline.clean_up_after_failure()
         try:
             pipeline.close()
@@ -139,15 +153,29 @@ class BuildProcess:
         pipeline.log.flush()
         self.undo(pipeline.journal.build_id, error)
 
+    def _reason_to_end(self, build_id: str, vm: str) -> PvcError:
+        with self.database.session() as session:
+            cancelled = builds.find_build(session, build_id).cancel_requested
+        if cancelled:
+            return Cancelled(f"create VM {vm}", "cancelled by an operator")
+        return EnvironmentFault(f"create VM {vm}", "the node daemon was stopped", "run the same create again")
+
+
+def secret_texts(secrets: Json) -> tuple[str, ...]:
+    """What must not show in a log, longest first. Shorter texts would only shred it."""
+    listed = (value if isinstance(value, list) else [value] for value in secrets.values())
+    texts = [str(value) for values in listed for value in values if len(str(value)) >= SHORTEST_SECRET]
+    return tuple(sorted(texts, key=len, reverse=True))
+
 
 def describe_failure(exc: BaseException, vm: str, stage: str) -> Json:
     """An exception as the row's error: {kind, what, why, hint, stage}."""
     known = exc if isinstance(exc, PvcError) else Internal(f"create VM {vm}", f"{type(exc).__name__}: {exc}")
     return {
         "kind": known.kind.value,
-        "what": known.what,
-        "why": known.why,
-        "hint": known.hint,
+        "what": clean(known.what),
+        "why": clean(known.why),
+        "hint": clean(known.hint),
         "stage": stage,
     }
 
@@ -157,9 +185,15 @@ def success_text(build: Build) -> str:
     return f"VM {build.vm} is {verb} on node {build.node}"
 
 
+class Interrupted(BaseException):
+    """The build shall end. Not an Exception: nothing on the way may take it for an error of its own."""
+
+
 class interruptible:
-    """While the block runs, SIGTERM raises Cancelled, once; outside of it SIGTERM is ignored, so that an undo
-    under way is not cut short."""
+    """While the block runs, SIGTERM raises Interrupted, once.
+
+    Outside of it SIGTERM is ignored, so that an undo under way is not cut short.
+    """
 
     def __enter__(self) -> None:
         signal.signal(signal.SIGTERM, self._raise)
@@ -169,7 +203,7 @@ class interruptible:
 
     def _raise(self, _number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Cancelled("run the build", "it was asked to end", "see: pvc cluster task")
+        raise Interrupted
 
 
 def die_with_parent(expected_parent: int) -> None:

@@ -8,10 +8,13 @@ from sqlalchemy import func, insert, select
 
 from pvccommon.builds import find_build
 from pvccommon.database import Database
+from pvccommon.declarations import REDACTED
 from pvccommon.errors import PvcError
 from pvccommon.models import BuildEvent, now
 
 MAX_LINE_CHARS = 4096
+# What a line costs beyond its text: a row. Without it, empty lines would be free.
+LINE_OVERHEAD_BYTES = 128
 FLUSH_AFTER_S = 0.2
 FLUSH_AFTER_LINES = 500
 PROGRESS_EVERY_S = 0.5
@@ -35,10 +38,11 @@ class BuildLog:
     build_id: str
     limit_bytes: int
     stage: str = "start"
+    secrets: tuple[str, ...] = ()
     _pending: list[dict[str, object]] = field(default_factory=list)
     _seq: int | None = None
     _bytes: int = 0
-    _cut: bool = False
+    is_cut: bool = False
     _flushed: float = 0.0
     _progress: tuple[str, float | None] | None = None
     _progress_written: float = 0.0
@@ -56,18 +60,18 @@ class BuildLog:
         """A line the sandbox printed; beyond the limit the rest is dropped, with one note."""
         level = PRIORITIES.get(line[:3])
         text = line[3:] if level else line
-        self._bytes += len(line) + 1
+        self._bytes += len(line) + LINE_OVERHEAD_BYTES
         if self._bytes <= self.limit_bytes:
             self._add(level or "info", text)
-        elif not self._cut:
-            self._cut = True
+        elif not self.is_cut:
+            self.is_cut = True
             self._add(
                 "warning", f"the script has written {self.limit_bytes} bytes; the rest of its log is cut here"
             )
 
     def progress(self, message: str, percent: float | None) -> None:
         """What the script is doing, for the task's status; written at most twice a second."""
-        self._progress = (clean(message), percent)
+        self._progress = (clean(self.mask(message)), percent)
 
     def tick(self) -> None:
         """Write what has been waiting long enough."""
@@ -95,8 +99,14 @@ class BuildLog:
         self._seq += len(rows)
         self._pending.clear()
 
+    def mask(self, text: str) -> str:
+        """The text without the values of secret arguments, as far as they stand in it as they are."""
+        for secret in self.secrets:
+            text = text.replace(secret, REDACTED)
+        return text
+
     def _add(self, level: str, message: str) -> None:
-        for line in message.split("\n"):
+        for line in self.mask(message).split("\n"):
             event = {
                 "build": self.build_id,
                 "time": now(),

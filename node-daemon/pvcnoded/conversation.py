@@ -15,12 +15,13 @@ from typing import Any
 
 from pvccommon.errors import Internal, PvcError, ScriptFailed
 from pvccommon.models import Json
-from pvcnoded.build_log import BuildLog
+from pvcnoded.build_log import BuildLog, clean
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 MAX_LINE_BYTES = 64 * 1024
 TICK_S = 0.2
 SEND_TIMEOUT_S = 30
+READ_BYTES = 16 * 1024
 DRAIN_READS = 64
 
 Answer = Callable[[str, Json], Json]
@@ -41,6 +42,8 @@ class Conversation:
         self._inbox = b""
         self._partial = b""
         self._output_open = True
+        self._deadline = 0.0
+        self.usable = True  # false while a call is out, and for good once the runner did not answer it
         channel.settimeout(SEND_TIMEOUT_S)
         os.set_blocking(output, False)
 
@@ -50,6 +53,8 @@ class Conversation:
         Raises ScriptFailed (the script raised; the sandbox ended; not our protocol), StageTimedOut.
         """
         deadline = time.monotonic() + timeout_s
+        self.usable = False
+        self._deadline = deadline
         self._send(message, what)
         while True:
             reply = self._receive(what, deadline, timeout_s)
@@ -58,6 +63,7 @@ class Conversation:
             elif reply.get("type") in ("done", "failed") and reply.get("stage") == message.get(
                 "stage", "load"
             ):
+                self.usable = True
                 self.drain()
                 return _result(reply, what, self._log)
             else:
@@ -66,13 +72,13 @@ class Conversation:
     def drain(self) -> None:
         """Take what the sandbox has printed so far (what background processes print for ever is left)."""
         for _ in range(DRAIN_READS):
-            if not self._read_output():
+            if self._log.is_cut or not self._read_output():
                 break
         self._log.flush()
 
     def close_output(self) -> None:
         """The sandbox has ended: take the rest, with the last line even if unfinished."""
-        while self._read_output():
+        while not self._log.is_cut and self._read_output():
             pass
         if self._partial:
             self._log.output(self._partial.decode(errors="replace"))
@@ -91,9 +97,12 @@ class Conversation:
         self._send(reply, what)
 
     def _send(self, message: Json, what: str) -> None:
+        self._channel.settimeout(max(0.1, min(SEND_TIMEOUT_S, self._deadline - time.monotonic())))
         try:
             self._channel.sendall(json.dumps(message).encode() + b"\n")
-        except (OSError, TimeoutError) as exc:
+        except TimeoutError as exc:
+            raise ScriptFailed(what, "the script does not read the answers to its requests") from exc
+        except OSError as exc:
             raise self._ended(what) from exc
 
     def _receive(self, what: str, deadline: float, timeout_s: float) -> Json:
@@ -143,12 +152,14 @@ class Conversation:
     def _read_output(self) -> bool:
         """Log the lines that are there; False when there are none, or no more will come."""
         try:
-            chunk = os.read(self._output, 65536)
+            chunk = os.read(self._output, READ_BYTES)
         except BlockingIOError:
             return False
         if not chunk:
             self._output_open = False
             return False
+        if self._log.is_cut:
+            return True  # taken, so that the script goes on, and dropped
         *lines, self._partial = (self._partial + chunk).split(b"\n")
         if len(self._partial) > MAX_LINE_BYTES:
             lines, self._partial = [*lines, self._partial], b""
@@ -166,6 +177,5 @@ def _result(reply: Json, what: str, log: BuildLog) -> Any:
     for line in str(error.get("traceback") or "").splitlines()[-60:]:
         log.error(line)
     message = " ".join(str(error.get("message", "")).split())[:2000]
-    raise ScriptFailed(
-        what, f"{str(error.get('class', 'error'))[:80]}: {message}", "see the log of the build"
-    )
+    why = f"{str(error.get('class', 'error'))[:80]}: {message}"
+    raise ScriptFailed(what, clean(why), "see the log of the build")

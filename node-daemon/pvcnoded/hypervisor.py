@@ -51,14 +51,18 @@ class Hypervisor:
         return self._console_directory / f"{name}-console.log"
 
     def define(self, name: str, xml: str, *, autostart: bool = False) -> None:
-        """Define a domain. Raises Exists, or EnvironmentFault when libvirt refuses."""
+        """Define a domain whose name and UUID are free. Raises EnvironmentFault when libvirt refuses."""
         with self._talking(f"define domain {name}") as connection:
-            if _lookup(connection, name):
-                raise Exists(
-                    f"define domain {name}", "libvirt has a domain of this name", "pvc cluster orphans"
-                )
             domain = connection.defineXML(xml)
             domain.setAutostart(autostart)
+
+    def require_free(self, name: str) -> None:
+        """Raise Exists when libvirt has a domain of this name, whoever made it."""
+        what = f"define domain {name}"
+        with self._talking(what) as connection:
+            if _lookup(connection, name):
+                why = "libvirt has a domain of this name that is none of our VMs"
+                raise Exists(what, why, "choose another name, or see: virsh dominfo")
 
     def redefine(self, name: str, xml: str) -> None:
         """Replace the definition of a domain of the same name and UUID."""
@@ -77,7 +81,7 @@ class Hypervisor:
         """End a domain at once, as if its power were cut; one that does not run is fine. Raises NotFound."""
         with self._talking(f"stop domain {name}") as connection:
             domain = self._find(connection, name)
-            with suppress_not_running():
+            with suppress_codes(libvirt.VIR_ERR_OPERATION_INVALID):
                 if domain.isActive():
                     domain.destroy()
 
@@ -101,15 +105,21 @@ class Hypervisor:
                 raise TimedOut(f"shut down domain {name}", why, f"pvc vm stop {name}")
             time.sleep(0.5)
 
-    def undefine(self, name: str) -> None:
-        """Stop and undefine a domain and forget its console log; all gone already is fine."""
+    def undefine(self, name: str, *, uuid: str | None = None) -> None:
+        """Stop and undefine a domain and forget its console log; all gone already is fine.
+
+        With `uuid`, a domain of the same name that has another one is somebody else's and stays.
+        """
         with self._talking(f"undefine domain {name}") as connection:
             domain = _lookup(connection, name)
             if domain is not None:
-                with suppress_not_running():
+                if uuid and domain.UUIDString() != uuid:
+                    return
+                with suppress_codes(libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
                     if domain.isActive():
                         domain.destroy()
-                domain.undefineFlags(UNDEFINE_FLAGS)
+                with suppress_codes(libvirt.VIR_ERR_NO_DOMAIN):
+                    domain.undefineFlags(UNDEFINE_FLAGS)
         for path in self._console_directory.glob(f"{name}-console.log*"):
             path.unlink(missing_ok=True)
 
@@ -200,12 +210,12 @@ def start_event_loop() -> None:
 
 
 @contextmanager
-def suppress_not_running() -> Iterator[None]:
-    """A domain that ends by itself between two calls is as good as stopped."""
+def suppress_codes(*codes: int) -> Iterator[None]:
+    """Take errors of libvirt for done: a domain may end, or go, by itself between two calls."""
     try:
         yield
     except libvirt.libvirtError as exc:
-        if exc.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
+        if exc.get_error_code() not in codes:
             raise
 
 

@@ -40,13 +40,14 @@ class Journal:
         self._set_state(seq, ResourceState.MADE)
 
     def undo(self, undoers: Mapping[str, Undo]) -> list[str]:
-        """Undo everything that is pending, newest first; a failing step does not stop the others.
+        """Undo everything that is pending: kind by kind in the order of `undoers`, newest first in each.
 
-        Returns what could not be undone, one line each; those rows stay pending and are tried again by
-        the sweeper. Safe to repeat.
+        A failing step does not stop the others. Returns what could not be undone, one line each; those rows
+        stay pending and are tried again by the sweeper. Safe to repeat.
         """
         failures = []
-        for seq, kind, name in self._pending():
+        order = list(undoers)
+        for seq, kind, name in sorted(self._pending(), key=lambda row: order.index(row[1])):
             try:
                 undoers[kind](name)
             except Exception as exc:

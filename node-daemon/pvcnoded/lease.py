@@ -1,6 +1,7 @@
 """Who runs a build: the lease on its row, and how to tell that the holder is dead."""
 
 import os
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pvccommon.errors import PvcError
 from pvccommon.models import now
 
 FENCED_EXIT_CODE = 70
+CANCEL_NOTICED_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,17 @@ class LeaseKeeper:
         self._thread.join(timeout=10)
 
     def _renew(self) -> bool:
+        """Whether the lease is still ours. A cancel whose signal got lost is noticed here, too."""
         with self._database.session() as session:
-            return builds.renew_lease(session, self._build_id, self._owner, self._lease) is not None
+            build = builds.renew_lease(session, self._build_id, self._owner, self._lease)
+            cancelled = build is not None and build.cancel_requested
+        if cancelled:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return build is not None
 
     def _keep(self) -> None:
         valid_until = now() + self._lease
-        while not self._stop.wait(self._lease.total_seconds() / 4):
+        while not self._stop.wait(min(self._lease.total_seconds() / 4, CANCEL_NOTICED_S)):
             try:
                 held = self._renew()
                 valid_until = now() + self._lease

@@ -31,6 +31,7 @@ from pvcnoded.vm_record import update_vm, write_vm
 LOAD_TIMEOUT_S = 60
 # One for the whole host, so that two daemons on it never give the same user ids to two sandboxes.
 SLOTS = "/run/pvc/slots"
+MIB = 1024**2
 LAST_CLEANUP_S = 30
 
 
@@ -74,8 +75,11 @@ class Pipeline:
         """The checks that only this node can make, and those whose outcome may have changed."""
         self._enter(steps.VERIFY, "verify", "checking pools and volumes")
         problems = [problem for volume in self.plan["volumes"] for problem in self._volume_problems(volume)]
+        problems.extend(self._space_problems())
         if problems:
             raise WrongInput(f"build VM {self.plan['vm']['name']}", problems=problems)
+        if self.plan["define"]:
+            self.hypervisor.require_free(self.plan["vm"]["name"])
 
     def load_script(self) -> None:
         """Open the sandbox and have the script imported in it."""
@@ -107,11 +111,15 @@ class Pipeline:
         if not isinstance(xml, str):
             raise ScriptFailed(self._what("create"), "create() did not return a text")
         self._domain = check_domain(xml, self.plan)
-        name = self.plan["vm"]["name"]
+        name, uuid = self.plan["vm"]["name"], self.plan["vm"]["uuid"]
         definition = self._resolve(source_to_come)
-        with self.journal.making(VM, name):
+        self.hypervisor.require_free(
+            name
+        )  # once more: libvirt takes a second definition of a name for a change
+        # The names in the journal are such that undoing can only meet what this build has made.
+        with self.journal.making(VM, f"{name}/{self.journal.build_id}"):
             write_vm(self.database, self.journal.build_id, self.plan, definition)
-        with self.journal.making(DOMAIN, name):
+        with self.journal.making(DOMAIN, f"{name}/{uuid}"):
             self.hypervisor.define(name, definition, autostart=self.plan["system"]["node_autostart"])
         self.log.info(f"defined domain {name}")
 
@@ -122,6 +130,7 @@ class Pipeline:
         name = self.plan["vm"]["name"]
         starting = self.plan["start"]
         self._enter(steps.BOOT, "start", f"starting {name}" if starting else f"defining {name}")
+        self._require_volumes()
         definition = self._resolve(sources_of(self.pools))
         self.hypervisor.redefine(name, definition)
         if starting:
@@ -136,8 +145,11 @@ class Pipeline:
         )
 
     def clean_up_after_failure(self) -> None:
-        """Give the script's own cleanup() a short chance; its errors are logged, never raised."""
-        if self._conversation is None:
+        """Give the script's own cleanup() a short chance; its errors are logged, never raised.
+
+        A runner that hangs or has ended is not asked.
+        """
+        if self._conversation is None or not self._conversation.usable:
             return
         self.log.stage = "cleanup"
         with suppress(PvcError):
@@ -155,9 +167,8 @@ class Pipeline:
         self.log.flush()
         self.log.stage = stage
         with self.database.session() as session:
-            builds.enter_stage(
-                builds.find_build(session, self.journal.build_id, lock=True), step, stage, status
-            )
+            build = builds.find_build(session, self.journal.build_id, lock=True)
+            builds.enter_stage(build, step, stage, status)
 
     def _what(self, stage: str) -> str:
         return f"run {stage} of script {self.plan['script']['name']}"
@@ -173,6 +184,29 @@ class Pipeline:
         if volume["source_volume"] and not pool.volume_or_none(volume["source_volume"]):
             problems.append(Problem(path, f"its source {volume['source_volume']} does not exist"))
         return problems
+
+    def _space_problems(self) -> list[Problem]:
+        needs: dict[str, int] = {}
+        for volume in self.plan["volumes"]:
+            if volume["pool"] in self.pools and not volume["source_volume"]:
+                needs[volume["pool"]] = needs.get(volume["pool"], 0) + (volume["size_bytes"] or 0)
+        free = {pool: self.pools[pool].space().free_bytes for pool in needs}
+        return [
+            Problem(f"pool {pool}", f"needs {need // MIB} MiB, has {free[pool] // MIB} MiB free")
+            for pool, need in needs.items()
+            if need > free[pool]
+        ]
+
+    def _require_volumes(self) -> None:
+        """The script had to make what its domain document names."""
+        missing = [
+            f"{volume['pool']}/{volume['volume']}"
+            for volume in self.plan["volumes"]
+            if self.pools[volume["pool"]].volume_or_none(volume["volume"]) is None
+        ]
+        if missing:
+            why = f"the script has not made {', '.join(missing)}"
+            raise ScriptFailed(self._what("prepare"), why, "call self.volumes.create() in prepare()")
 
     def _open_sandbox(self) -> Any:
         settings = self.config.sandbox

@@ -18,6 +18,7 @@ from pvcnoded.heartbeat import Heartbeat
 from pvcnoded.sweeper import Sweeper
 
 SWEEP_EVERY_S = 60
+RESEND_EVERY_S = 10
 WORKERS = ("builds", "commands")
 STOP_TIMEOUT_S = 60
 RESTART_PAUSE_S = 2
@@ -45,8 +46,8 @@ class Supervisor:
             signal.signal(number, lambda *_: self._stopping.set())
         self._sweeper.sweep()
         self._heartbeat.beat()
-        sweeping = threading.Thread(target=self._every, args=(SWEEP_EVERY_S, self._sweep), daemon=True)
-        sweeping.start()
+        for period_s, action in ((SWEEP_EVERY_S, self._sweep), (RESEND_EVERY_S, self._resend)):
+            threading.Thread(target=self._every, args=(period_s, action), daemon=True).start()
         try:
             self._every(self._heartbeat_s, self._beat, tick_s=0.5)
         finally:
@@ -77,6 +78,8 @@ class Supervisor:
 
     def _sweep(self) -> None:
         self._sweeper.sweep()
+
+    def _resend(self) -> None:
         self._sweeper.resend(self._celery)
 
     def _watch_children(self) -> None:

@@ -12,7 +12,7 @@ from pvccommon.models import Build, BuildState, Json, now, one_of
 from pvcnoded.build import BuildProcess
 from pvcnoded.lease import Owner
 
-RESEND_AFTER = timedelta(seconds=60)
+RESEND_AFTER = timedelta(seconds=10)
 RUNS = (BuildState.RUNNING.value, BuildState.UNDOING.value)
 logger = logging.getLogger("pvc.sweeper")
 
@@ -37,6 +37,11 @@ class Sweeper:
                     logger.info("pool %s: %s", pool.name, line)
             except PvcError as exc:
                 logger.error("pool %s: %s", pool.name, exc.message)
+
+    def is_waiting(self, build_id: str) -> bool:
+        """Whether a build is still to be run: not delivered a second time, not cancelled meanwhile."""
+        with self._process.database.session() as session:
+            return builds.find_build(session, build_id).state == BuildState.QUEUED
 
     def recover_if_dead(self, build_id: str) -> None:
         """Undo a build whose process is gone; one that ended, or runs, or waits is left alone."""

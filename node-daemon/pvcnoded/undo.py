@@ -35,10 +35,16 @@ def undoers(database: Database, pools: Mapping[str, StoragePool], hypervisor: Hy
             raise EnvironmentFault(f"delete volume {name}", "the pool is no longer configured on this node")
         _patiently(lambda: pools[pool].delete_volume(volume, missing_ok=True))
 
+    def undo_domain(name: str) -> None:
+        domain, _, uuid = name.partition("/")
+        hypervisor.undefine(domain, uuid=uuid)
+
     def undo_vm(name: str) -> None:
+        vm, _, build = name.partition("/")
         with database.session() as session:
-            row = session.get(Vm, name)
-            if row is not None:
+            row = session.get(Vm, vm)
+            if row is not None and row.build == build:
                 session.delete(row)
 
-    return {VOLUME: undo_volume, DOMAIN: hypervisor.undefine, VM: undo_vm}
+    # In this order: a running domain holds its volumes, and the row names the VM until nothing of it is left.
+    return {DOMAIN: undo_domain, VOLUME: undo_volume, VM: undo_vm}

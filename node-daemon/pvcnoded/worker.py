@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_shutting_down
+from celery.signals import worker_ready, worker_shutting_down
 
 from pvccommon import queue
 from pvccommon.config import Config, load_config
@@ -24,6 +24,7 @@ from pvcnoded.commands import Commands
 from pvcnoded.sweeper import Sweeper
 
 COMMAND_THREADS = 8
+WAKE_EVERY_S = 0.1
 logger = logging.getLogger("pvc.worker")
 
 
@@ -37,6 +38,8 @@ class BuildRunner:
 
     def run(self, build_id: str) -> None:
         """Run one build to its end; whatever the child left undone is undone here."""
+        if not self._sweeper.is_waiting(build_id):
+            return
         argv = [sys.executable, "-m", "pvcnoded.build", build_id, "--parent", str(os.getpid())]
         if self._config_path:
             argv += ["--config", self._config_path]
@@ -102,7 +105,17 @@ def _work(app: Celery, kind: str, queue_name: str, node: str, threads: int) -> N
         without_mingle=True,
         without_heartbeat=True,
     )
+    worker_ready.connect(_keep_awake, weak=False)
     worker.start()
+
+
+def _keep_awake(sender: Any, **_: object) -> None:
+    """Wake the worker's loop regularly.
+
+    With a pool of threads and late acknowledgement, Celery 5.2 leaves its loop asleep when a thread that was
+    the last free one ends: the next message waits until some timer fires, for up to ten seconds.
+    """
+    sender.hub.call_repeatedly(WAKE_EVERY_S, lambda: None)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,6 +9,7 @@ The script is imported here and nowhere else. Nothing in this process is trusted
 
 import linecache
 import os
+import re
 import sys
 import traceback
 import types
@@ -20,7 +21,7 @@ from vmbuilder import log, session
 from vmbuilder.builder import VMBuilder
 from vmbuilder.channel import Channel, ChannelClosed, JsonObject
 from vmbuilder.context import Context
-from vmbuilder.errors import ProvisioningError, ValidationError
+from vmbuilder.errors import ClusterError, ProvisioningError, ValidationError
 from vmbuilder.version import API_VERSION, OLDEST_API_VERSION
 
 STAGES: Final = ("setup", "create", "prepare", "install", "cleanup")
@@ -28,7 +29,12 @@ DESCRIPTOR_VARIABLE: Final = "PVC_CHANNEL_FD"
 
 _MODULE: Final = "installer_script"
 _FILE: Final = "builder_script.py"
+# Characters of an error's texts: a script's exception may hold a whole file.
+_MESSAGE_LIMIT: Final = 10_000
 _TRACEBACK_LIMIT: Final = 100_000
+_CLASS_LIMIT: Final = 200
+# What neither UTF-8 nor a database's text can hold.
+_UNFIT: Final = re.compile("[\0\ud800-\udfff]")
 
 
 def main() -> int:
@@ -71,15 +77,16 @@ class Runner:
     def _answer(self, stage: str, action: Callable[[], JsonObject | None]) -> None:
         """Do the work of one message and send its outcome; every exception of the script ends here."""
         try:
-            result = action()
+            outcome = {"type": "done", "stage": stage, "result": action()}
         except ChannelClosed:
             raise
         except BaseException as exc:  # a script may also call sys.exit()
-            self._end_stray_child()
-            self._channel.send({"type": "failed", "stage": stage, "error": describe(exc)})
-            return
+            outcome = {"type": "failed", "stage": stage, "error": describe(exc)}
         self._end_stray_child()
-        self._channel.send({"type": "done", "stage": stage, "result": result})
+        try:
+            self._channel.send(outcome)
+        except ClusterError as exc:  # the result is longer than a message may be
+            self._channel.send({"type": "failed", "stage": stage, "error": describe(exc)})
 
     def _end_stray_child(self) -> None:
         """A child that the script forked, and that has come back here, must not go on as a second runner."""
@@ -138,13 +145,25 @@ def check_api_version(version: int | None) -> None:
 
 
 def describe(exc: BaseException) -> dict[str, Any]:
-    """An exception as the protocol's error object, with the script's own part of the traceback."""
-    message = "the script called exit()" if isinstance(exc, SystemExit) else str(exc)
+    """An exception as the protocol's error object, with the script's own part of the traceback.
+
+    It always fits into a message, whatever the exception holds.
+    """
+    message = "the script called exit()" if isinstance(exc, SystemExit) else _words(exc)
+    name = _fit(type(exc).__name__, _CLASS_LIMIT)
     return {
-        "class": type(exc).__name__,
-        "message": message or type(exc).__name__,
-        "traceback": _script_traceback(exc)[-_TRACEBACK_LIMIT:],
+        "class": name,
+        "message": _fit(message, _MESSAGE_LIMIT) or name,
+        "traceback": _fit(_script_traceback(exc), _TRACEBACK_LIMIT),
     }
+
+
+def _words(exc: BaseException) -> str:
+    """The exception's own text; empty when it cannot say it."""
+    try:
+        return str(exc)
+    except Exception:
+        return ""
 
 
 def _script_traceback(exc: BaseException) -> str:
@@ -153,7 +172,18 @@ def _script_traceback(exc: BaseException) -> str:
     while trace is not None and trace.tb_frame.f_code.co_filename != _FILE:
         trace = trace.tb_next
     shown = exc.with_traceback(trace) if trace is not None else exc
-    return "".join(traceback.format_exception(shown))
+    try:
+        return "".join(traceback.format_exception(shown))
+    except Exception as failure:
+        return f"(the traceback cannot be formatted: {type(failure).__name__})"
+
+
+def _fit(text: str, limit: int) -> str:
+    """The text with its middle cut out when it is too long, and without what cannot be stored."""
+    if len(text) > limit:
+        cut = len(text) - limit
+        text = f"{text[: limit // 2]} … {cut} characters cut … {text[-(limit // 2) :]}"
+    return _UNFIT.sub("\ufffd", text)
 
 
 if __name__ == "__main__":

@@ -186,10 +186,11 @@ def plan_details(found: Row) -> Iterator[tuple[str, object]]:
     """The plan's parts that are no lists: what is asked for, where, and the hardware."""
     for key in ("node", "profile", "define", "start"):
         yield key, found.get(key)
-    for part in ("vm", "system"):
-        values = found.get(part)
-        for key, value in values.items() if isinstance(values, dict) else ():
-            yield str(key).replace("_", " "), value
+    vm, system = (found.get(part) or {} for part in ("vm", "system"))
+    # The template has an id and a name as the VM has: its name says which it is, its id nothing.
+    template = {"system template" if key == "name" else key: system[key] for key in system if key != "id"}
+    for key, value in (*vm.items(), *template.items()):
+        yield str(key).replace("_", " "), value
 
 
 def argument_values(arguments: object) -> list[dict[str, object]]:

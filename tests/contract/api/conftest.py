@@ -1,5 +1,6 @@
 """A PostgreSQL and a Redis of this test run's own, the application on them, and a node that answers."""
 
+import gc
 import shutil
 import socket
 import subprocess
@@ -56,8 +57,10 @@ class VMBuilderScript(VMBuilder):
 '''
 
 
-# Of Debian 12's kombu and apispec, which use what later Pythons will not have.
+# Debian 12's kombu and apispec use what later Pythons will not have; Celery leaves connections open.
 FOREIGN_WARNINGS = (
+    "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning",
+    "ignore:unclosed <socket:ResourceWarning",
     "ignore:SelectableGroups dict interface:DeprecationWarning",
     "ignore:distutils Version classes:DeprecationWarning",
 )
@@ -346,6 +349,8 @@ def node_worker(config: Config) -> Iterator[FakeNode]:
         without_mingle=True,
         without_gossip=True,
         loglevel="ERROR",
+        # A worker all of whose threads were taken looks for more only when something wakes it.
+        ready_callback=lambda _: worker.hub.call_repeatedly(0.1, lambda: None),
     )
     thread = threading.Thread(target=worker.start, daemon=True)
     thread.start()
@@ -353,6 +358,7 @@ def node_worker(config: Config) -> Iterator[FakeNode]:
     state.should_stop = 0
     thread.join(timeout=10)
     state.should_stop = None
+    gc.collect()  # so that what Celery leaves open is not found in other tests
 
 
 @pytest.fixture

@@ -1,5 +1,8 @@
 """Plan, create, task list, task state, cancel."""
 
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -23,9 +26,7 @@ def count(database: Database, model: Any) -> int:
         return found
 
 
-def wait_until(condition: Any) -> None:
-    import time
-
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
     while not condition():
         assert time.monotonic() < deadline
@@ -296,3 +297,19 @@ def test_cancel_of_a_running_build_reaches_its_node(
     assert ("build.cancel", {"build": task}) in answering.calls
     with database.session() as session:
         assert session.get(Build, task).cancel_requested
+
+
+def test_of_many_requests_at_one_time_one_is_accepted(
+    api: Any, app: Any, profile: str, answering: Any, database: Database
+) -> None:
+    def ask(_: int) -> int:
+        headers = {"X-Api-Key": api.token}
+        status: int = (
+            app.test_client().post(f"/api/v1{CREATE}", query_string=REQUEST, headers=headers).status_code
+        )
+        return status
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = sorted(pool.map(ask, range(8)))
+    assert statuses == [202] + [400] * 7
+    assert count(database, Build) == 1

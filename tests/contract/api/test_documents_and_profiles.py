@@ -8,7 +8,7 @@ from pvccommon.database import Database
 from pvccommon.models import Profile, Script
 
 PROFILE_PATH = "/provisioner/profile"
-GOOD_SCRIPT = "class VMBuilderScript:\n    api_version = 1\n"
+GOOD_SCRIPT = "class VMBuilderScript(VMBuilder):\n    api_version = 1\n"
 
 
 def paths(answer: Any) -> set[str]:
@@ -55,8 +55,8 @@ def test_a_large_document_is_taken(api: Any, expect: Any) -> None:
     [
         "def (:",
         "x = 1\n",
-        "class VMBuilderScript:\n    pass\n",
-        "class VMBuilderScript:\n    api_version = 99\n",
+        "class VMBuilderScript(VMBuilder):\n    pass\n",
+        "class VMBuilderScript(VMBuilder):\n    api_version = 99\n",
         GOOD_SCRIPT + "    arguments = (Argument('a', type='color'),)\n",
         GOOD_SCRIPT + "    arguments = (Argument(open('/etc/passwd').read()),)\n",
         GOOD_SCRIPT + "    def setup(self, more): ...\n",
@@ -70,7 +70,7 @@ def test_scripts_that_cannot_work_are_refused(api: Any, database: Database, expe
 
 
 def test_all_problems_of_a_script_come_together_with_its_name(api: Any, expect: Any) -> None:
-    source = "class VMBuilderScript:\n    api_version = 7\n    cacheable = 3\n"
+    source = "class VMBuilderScript(VMBuilder):\n    api_version = 7\n    cacheable = 3\n"
     answer = expect(api.post("/provisioner/script", {"name": "a b"}, form={"data": source}), 400)
     assert paths(answer) == {"name", "api_version", "cacheable"}
 

@@ -19,7 +19,9 @@ VALUES = st.recursive(
 )
 # Several are made from one fixture: tables need not be empty between two examples.
 RELAXED = settings(
-    max_examples=150,
+    max_examples=200,
+    derandomize=True,
+    database=None,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

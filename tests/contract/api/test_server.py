@@ -147,13 +147,21 @@ def test_answers_and_logs_without_query_strings(server: Served, token: str) -> N
         b"GET /api/v1/?x=" + b"a" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET /api/v1/ HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 90_000 + b"\r\n\r\n",
         b"POST /api/v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-        b"POST /api/v1/tasks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /api/v1/tasks HTTP/1.1\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     ],
 )
 def test_malformed_requests_are_answered_in_json(server: Served, data: bytes) -> None:
     head, _, body = server.raw(data).partition(b"\r\n\r\n")
     assert head.startswith((b"HTTP/1.1 400", b"HTTP/1.1 401"))
     assert isinstance(json.loads(body)["message"], str)
+
+
+def test_a_malformed_body_is_answered_in_json(server: Served, token: str) -> None:
+    head = f"POST /api/v1/provisioner/userdata HTTP/1.1\r\nConnection: close\r\nX-Api-Key: {token}\r\n"
+    request = f"{head}Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+    answer, _, body = server.raw(request.encode()).partition(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert "body" in json.loads(body)["message"]
 
 
 def test_a_term_signal_does_not_wait_for_followed_builds(

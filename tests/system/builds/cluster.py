@@ -18,6 +18,7 @@ from pvccommon.database import Database
 from pvccommon.models import Build, Resource, Vm, one_of
 from pvccommon.storage import StoragePool, pools_from_config
 from pvccommon.storage.ceph import CephAccount, connect
+from pvcnoded.hypervisor import Hypervisor
 from pvcnoded.journal import PENDING
 
 NOOP = Path(__file__).parents[3] / "provisioner-scripts" / "builders" / "noop.py"
@@ -41,6 +42,7 @@ class Cluster:
         self.environment = environment
         self.config = load_config(environment["PVC_CONFIG"])
         self.database = Database(self.config.database)
+        self._hypervisor = Hypervisor(self.config.hypervisor.libvirt_uri, "/nonexistent")
         self._http = requests.Session()
         self._http.trust_env = False
         self._http.headers["X-Api-Key"] = environment["PVC_API_KEY"]
@@ -131,6 +133,10 @@ class Cluster:
             return {domain.name(): domain.XMLDesc() for domain in connection.listAllDomains()}
         finally:
             connection.close()
+
+    def domain_state(self, name: str) -> str:
+        """As libvirt sees it: `running`, `shutoff`, `missing`, …"""
+        return self._hypervisor.state(name)
 
     def worker_pid(self, kind: str = "builds") -> int:
         """The Celery worker of the node."""

@@ -124,6 +124,18 @@ def test_waiting_build_is_cancelled_before_it_makes_anything(cluster: Cluster) -
 
 
 @pytest.mark.usefixtures("no_leaks")
+@pytest.mark.parametrize("delay_s", [0.0, 0.3, 0.6, 0.9, 1.2, 1.5, 1.8])
+def test_accepted_cancel_cancels_whenever_it_comes(cluster: Cluster, noop: str, delay_s: float) -> None:
+    task = cluster.create("fleeting", noop)
+    time.sleep(delay_s)
+    answer = cluster.request("POST", f"/tasks/{task}/cancel")
+    ended = cluster.wait(task, timeout_s=20)
+    assert ended["build_state"] == ("cancelled" if answer.status_code == 200 else "succeeded"), ended
+    if ended["build_state"] == "succeeded":
+        remove(cluster, "fleeting")
+
+
+@pytest.mark.usefixtures("no_leaks")
 def test_plan_makes_nothing_and_names_every_check(cluster: Cluster, noop: str) -> None:
     planned = cluster.change("POST", "/provisioner/plan", name="never", profile=noop)
     assert planned["ok"] and planned["node"] == "hv1"

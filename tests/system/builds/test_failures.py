@@ -1,9 +1,14 @@
 """Scripts that fail in every way: the build says what, why and where, and nothing is left behind."""
 
+import libvirt
 import pytest
 from cluster import Cluster
 from scripts import STAGES, script
 
+from devstack import libvirt as stack_libvirt
+
+FOREIGN = """<domain type='qemu'><name>bad1</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>
+<os><type arch='x86_64' machine='q35'>hvm</type></os></domain>"""
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("no_leaks")]
 
 
@@ -136,6 +141,47 @@ def test_script_that_asks_for_what_the_broker_does_not_offer(cluster: Cluster) -
 def test_script_that_speaks_nonsense_to_the_broker(cluster: Cluster) -> None:
     error, _ = fail(cluster, script(setup="self._channel._connection.sendall(b'{}{}{}\\n')\ntime.sleep(3)"))
     assert error["stage"] == "setup" and "not JSON" in error["why"]
+
+
+def test_script_that_makes_no_volume(cluster: Cluster) -> None:
+    error, _ = fail(cluster, script(prepare="return"))
+    assert "has not made vms/bad1_sda" in error["why"]
+
+
+def test_script_that_asks_to_unmap_what_is_mounted(cluster: Cluster) -> None:
+    """It is told to unmount first, and can go on after that."""
+    source = script(
+        prepare="""
+        self.volumes.create(); self.volumes.format(); self.volumes.mount('/tmp/target')
+        try:
+            self._channel.request('volume.unmap', pool='vms', volume='bad1_sda')
+        except Exception as exc:
+            print('refused', exc, flush=True)
+        self.volumes.release()
+        self.fail('all released')
+        """
+    )
+    disks = {"sda": {"disk_size": 1, "filesystem": "ext4", "mountpoint": "/"}}
+    error, log = fail(cluster, source, disks=disks)
+    assert "refused" in log and "still mounted" in log
+    assert "all released" in error["why"]
+
+
+@pytest.mark.parametrize("state", ["defined", "running"])
+def test_domain_of_somebody_else_is_left_alone(cluster: Cluster, state: str) -> None:
+    connection = libvirt.open(stack_libvirt.uri(cluster.stack.state))
+    foreign = connection.defineXML(FOREIGN)
+    try:
+        if state == "running":
+            foreign.create()
+        error, _ = fail(cluster, script())
+        assert "has a domain of this name" in error["why"]
+        assert foreign.isActive() == (state == "running")
+    finally:
+        if foreign.isActive():
+            foreign.destroy()
+        foreign.undefine()
+        connection.close()
 
 
 def test_disk_larger_than_the_pool_is_refused_before_the_build(cluster: Cluster) -> None:

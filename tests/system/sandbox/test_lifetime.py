@@ -226,13 +226,3 @@ def test_terminals_work_inside(opened: Opener) -> None:
         inside.good(
             "mount --rbind /dev /tmp/d && umount -R /tmp/d && mount -t proc proc /tmp/d && umount /tmp/d"
         )
-
-
-def test_opening_is_quick(spec: SandboxSpec) -> None:
-    """With the network ready: 70 ms on an idle machine; the bound is generous for a busy one."""
-    times = []
-    for _ in range(5):
-        started = time.monotonic()
-        with open_sandbox(replace(spec, network=True), command=["/bin/sleep", "10"]):
-            times.append(time.monotonic() - started)
-    assert min(times) < 0.3, times

@@ -117,18 +117,6 @@ def test_wrong_requests_are_named(inside: Inside, loop: LoopMaker) -> None:
         inside.sandbox.add_device("x", disk.major, disk.minor, ["../../x"])
 
 
-def test_mount_is_quick(inside: Inside, loop: LoopMaker) -> None:
-    import time
-
-    disk = loop(filesystem="ext4")
-    give(inside, disk)
-    started = time.monotonic()
-    for _ in range(5):
-        inside.sandbox.mount(disk.path, "/mnt", "ext4")
-        inside.sandbox.unmount("/mnt")
-    assert (time.monotonic() - started) / 5 < 0.1
-
-
 def test_mmdebstrap_builds_a_debian_root(opened: Opener, loop: LoopMaker) -> None:
     """The real thing: a minimal Debian on an ext4 disk, with the host's own package sources."""
     disk = loop(1024)

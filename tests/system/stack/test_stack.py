@@ -259,7 +259,7 @@ def test_commands_of_the_program(small: Stack) -> None:
 @pytest.mark.parametrize(
     "place, reason",
     [
-        ("/run/pvc", "libvirtd of the stack sees other directories there"),
+        ("/run/pvc-stack", "libvirtd of the stack sees other directories there"),
         ("/var/lib/" + "x" * 80, "too long for sockets"),
     ],
 )

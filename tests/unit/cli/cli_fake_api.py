@@ -127,7 +127,7 @@ def task(state: str = "SUCCESS", **changes: Any) -> dict[str, Any]:
         "started": "2025-01-01T00:00:01Z",
         "finished": None,
         "error": None,
-        "stages": [{"stage": "setup", "started": None, "finished": None, "seconds": 0.5}],
+        "stages": [{"stage": "setup", "started": None, "finished": "2025-01-01T00:00:02Z", "seconds": 0.5}],
         **changes,
     }
 

@@ -218,6 +218,16 @@ def test_plan_shows_what_would_be_made(api: FakeApi, pvc_run: Any) -> None:
         assert text in result.out
 
 
+def test_plan_says_each_thing_once(api: FakeApi, pvc_run: Any) -> None:
+    vm = {"name": "web1", "uuid": "3b0e6b3e", "id": 1}
+    system = {"id": 7, "name": "small", "vcpu_count": 2}
+    api.answers["POST /provisioner/plan"] = {**PLAN, "vm": vm, "system": system}
+    lines = pvc_run("provisioner", "plan", "web1", "debian12").out.splitlines()
+    labels = [line.partition("  ")[0].strip() for line in lines]
+    assert [labels.count(label) for label in ("name", "id", "system template", "vcpu count")] == [1, 1, 1, 1]
+    assert not any(line.endswith(" 7") for line in lines)
+
+
 def test_plan_that_cannot_be_built_exits_2(api: FakeApi, pvc_run: Any) -> None:
     checks = [
         {"name": "memory", "ok": False, "message": "hv1 lacks 2 GiB", "hint": "take a smaller template"}

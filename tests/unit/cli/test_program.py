@@ -150,8 +150,30 @@ def test_cells(value: object, text: str) -> None:
 
 def test_units() -> None:
     assert [size_text(size) for size in (0, 1023, 5 << 30, 3 << 41)] == ["0 B", "1023 B", "5 GiB", "6 TiB"]
-    assert [time_text(time) for time in (0.25, 12.4, 185, 3723)] == ["0.2 s", "12 s", "3:05", "1:02:03"]
+    times = (0, 0.04, 0.25, 12.4, 185, 3723)
+    assert [time_text(time) for time in times] == ["0.0 s", "<0.1 s", "0.2 s", "12 s", "3:05", "1:02:03"]
 
 
 def test_printable_keeps_text_only() -> None:
     assert printable("a\x1b[1;31mb\x1b]0;t\x07c\x1b(Bd\r\ne\tf\x00\x9bg") == "abcd\ne\tf"
+
+
+def test_text_that_cannot_be_encoded_is_shown_nevertheless(api: FakeApi, pvc_run: Any) -> None:
+    argument = {"name": "motd", "type": "string", "default": "a\ud800b", "help": "odd \udfff"}
+    found = {"name": "odd", "script": "x = '\ud800'", "arguments": [argument]}
+    api.answers["GET /provisioner/script/odd"] = [found]
+    for options in ((), ("--arguments",), ("--arguments", "--json")):
+        result = pvc_run("provisioner", "script", "show", "odd", *options)
+        assert result.code == 0
+        assert r"\ud800" in result.out
+    api.answers["GET /provisioner/script/odd"] = ({"message": "bad \ud800"}, 400)
+    result = pvc_run("provisioner", "script", "show", "odd")
+    assert result.code == 2
+    assert r"bad \ud800" in result.err
+
+
+def test_every_program_has_one_version() -> None:
+    from pvc.version import VERSION
+    from pvccommon import __version__
+
+    assert VERSION == __version__

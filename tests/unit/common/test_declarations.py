@@ -1,11 +1,18 @@
 """Reading a script's declaration from its source, and typing arguments by it."""
 
+import itertools
+import re
+import time
 from pathlib import Path
 
 import pytest
 
+from pvccommon import declarations
 from pvccommon.declarations import (
+    Argument,
     Declaration,
+    Pattern,
+    Work,
     mask_texts,
     read_declaration,
     split_secrets,
@@ -82,7 +89,7 @@ BAD = {
     ),
     "default choice": (
         script('api_version = 1\narguments = (Argument("x", default="a", choices=("b",)),)'),
-        "choices",
+        "is not one of b",
     ),
     "pattern": (script('api_version = 1\narguments = (Argument("x", pattern="("),)'), "regular expression"),
     "unknown property": (script('api_version = 1\narguments = (Argument("x", colour=1),)'), "not a property"),
@@ -91,6 +98,42 @@ BAD = {
     "signature": (script("api_version = 1\ndef setup(self, more): ..."), "no argument but self"),
     "cacheable": (script("api_version = 1\ncacheable = 'no'"), "must be True or False"),
     "too large": ("#" * 1_100_000, "is larger"),
+    "no base": ("class VMBuilderScript:\n    api_version = 1\n", "must derive from VMBuilder"),
+    "two classes": (script("api_version = 1") * 2, "defines 2 classes"),
+    "surrogate": (f"{script('api_version = 1')}# \ud800", "does not compile"),
+    "escaped nul": (script('"""Makes \\0."""\napi_version = 1'), "summary: holds a NUL"),
+    **{
+        f"{declared}": (script(f"api_version = 1\narguments = (Argument('x', {declared}),)"), reason)
+        for declared, reason in (
+            ("type='integer', minimum=3, maximum=2", "more than the maximum"),
+            ("type='integer', minimum=3, default=2", "at least 3"),
+            ("type='integer', maximum=3, default=4", "at most 3"),
+            ("default='A', pattern='[a-z]'", "does not match"),
+            ("type='list', default=('a', 'B'), pattern='[a-z]'", "does not match"),
+            ("type='list', default=('a', 1)", "not of type list"),
+            ("type='list', default=('a',), choices=('b',)", "not one of b"),
+            ("type='integer', choices=('b',)", "choices: must be"),
+            ("type='boolean', choices=(True,)", "choices: a boolean has none"),
+            ("choices=(float,)", "literal"),
+            ("choices=(1e999,)", "choices: must be"),
+            ("default='a', required=True", "is required"),
+            ("help='\\0'", "arguments[0].help: holds a NUL"),
+            ("default='\\ud800'", "arguments[0].default: holds half"),
+            ("choices=('a', '\\udfff')", "arguments[0].choices[1]: holds half"),
+            ("type='integer', pattern='1'", "of type string or list"),
+            ("pattern=b'1'", "must be a regular expression"),
+            (r"pattern=r'(a)\1'", "a back-reference"),
+            (r"pattern=r'(?=a)a'", "a look-around"),
+            (r"pattern=r'(?<!a)a'", "a look-around"),
+            (r"pattern=r'(?>a)'", "an atomic group"),
+            (r"pattern=r'a++'", "a possessive repeat"),
+            (r"pattern=r'(?i)a'", "bounded time"),
+            (r"pattern=r'(?i:a)'", "flags within a group"),
+            (f"pattern='{'(' * 30}{')' * 30}'", "nested deeper"),
+            (f"pattern='{'(' * 500}{')' * 500}'", "pattern: is"),
+            (f"pattern='{'a' * 2000}'", "longer than 1024"),
+        )
+    },
 }
 
 
@@ -145,6 +188,7 @@ def test_values_get_the_declared_types() -> None:
         ("nothing", "has no '='"),
         ("=x", "is not the name"),
         ("needed=a\0", "NUL"),
+        ("needed=a\ud800", "surrogate"),
     ],
 )
 def test_wrong_arguments_are_named(text: str, reason: str) -> None:
@@ -163,3 +207,81 @@ def test_secrets_are_split_off_and_masked() -> None:
     shown, secrets = split_secrets(declaration, values)
     assert shown["password"] == "<redacted>" and secrets == {"password": "hunter2"}
     assert mask_texts(declaration, ["password=hunter2", "needed=a"]) == ["password=<redacted>", "needed=a"]
+
+
+COSTLY = [
+    r"(a+)+$",
+    r"(a*)*$",
+    r"((a*)*)*$",
+    r"(a|a)*$",
+    r"(a|aa)+$",
+    r"a*a*a*a*a*a*a*a*$",
+    r"(a{1,500}){1,500}$",
+    r"(a?){1000}a{1000}",
+    r"((a?){1000}){1000}",
+    r"(?:){4294967294}",
+    r"(.*)*x",
+    "|".join(["(a+)+b"] * 100),
+]
+
+
+@pytest.mark.parametrize("pattern", COSTLY, ids=lambda pattern: pattern[:20])
+@pytest.mark.parametrize("text", ["a" * 46 + "!", "a" * 1023 + "!", "a" * 1024], ids=len)
+def test_no_pattern_takes_long(pattern: str, text: str) -> None:
+    declaration = Declaration("", "", 1, False, True, "", (Argument("x", pattern=pattern),))
+    begun = time.monotonic()
+    type_arguments(declaration, [f"x={text}"])
+    # Takes some milliseconds; with backtracking most of these would take years.
+    assert time.monotonic() - begun < 5
+
+
+def test_many_items_and_arguments_do_not_take_long_either() -> None:
+    pattern = "".join(f"[a{chr(0x100 + n)}]?" for n in range(200))
+    arguments = tuple(Argument(f"x{n}", type="list", pattern=pattern) for n in range(20))
+    begun = time.monotonic()
+    texts = [f"{argument.name}={'aaaaaaaa,' * 5000}" for argument in arguments]
+    _, _, problems = type_arguments(Declaration("", "", 1, False, True, "", arguments), texts)
+    assert time.monotonic() - begun < 10
+    assert "too much work" in problems[0].message
+
+
+def test_long_values_are_compared_with_no_pattern() -> None:
+    declaration = Declaration("", "", 1, False, True, "", (Argument("x", pattern="a*"), Argument("y")))
+    _, _, problems = type_arguments(declaration, [f"x={'a' * 1025}", f"y={'a' * 9999}"])
+    assert [(problem.path, "1024" in problem.message) for problem in problems] == [("arguments.x", True)]
+
+
+PATTERNS = [
+    "", "a", "ab", "a|b", "a*", "a+b?", "(a|b)*", "(ab|b)+a?", "a{2}", "a{1,2}b{0,}", "(a*b)*", "(a|ab)(b|)",
+    "[^a]*", "a.b", "(?s).*", ".*", "^a$", r"a\b.*", r"\Ba", r"\w+\s", r"a$\n?", r"(?m)^a$\n^b$", "a*?b",
+    "(?P<n>a)+", "(?:a{2}){2}", "(a?){3}", "(^a|b)+", "($|a)*", r"a\Z", "[ab]{2,3}?",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns_mean_what_they_mean_to_python(pattern: str) -> None:
+    compiled = Pattern(pattern)
+    for length in range(5):
+        for letters in itertools.product("ab\n", repeat=length):
+            text = "".join(letters)
+            assert compiled.fullmatch(text, Work()) == bool(re.fullmatch(pattern, text)), text
+
+
+def test_patterns_of_our_builders_match_what_they_should() -> None:
+    source = (BUILDERS / "debootstrap.py").read_text()
+    declaration = read_declaration(source)
+    texts = ["release=bookworm", "mirror=https://deb.example.org/debian", "user=me_1", "locale=de_DE.UTF-8"]
+    packages = ",".join(f"lib-some-package{n}.{n}" for n in range(500))
+    assert type_arguments(declaration, [*texts, f"packages={packages}"])[2] == []
+    assert len(type_arguments(declaration, ["mirror=ftp://x", "user=-x"])[2]) == 2
+
+
+def test_a_pattern_of_an_older_declaration_is_a_problem_not_a_crash() -> None:
+    declaration = Declaration("", "", 1, False, True, "", (Argument("x", pattern=r"(a)\1"),))
+    assert "back-reference" in type_arguments(declaration, ["x=aa"])[2][0].message
+
+
+def test_too_many_arguments() -> None:
+    many = ", ".join(f"Argument('x{n}')" for n in range(declarations.MAX_ARGUMENTS + 1))
+    with pytest.raises(WrongInput, match="more than 256"):
+        read_declaration(script(f"api_version = 1\narguments = ({many})"))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pvccommon.errors import EnvironmentFault
-from pvcnoded.build_log import BuildLog, clean
+from pvcnoded.build_log import LINE_OVERHEAD_BYTES, BuildLog, clean
 
 
 class Recorder:
@@ -37,7 +37,8 @@ def recorder() -> Recorder:
 
 @pytest.fixture
 def log(recorder: Recorder) -> BuildLog:
-    return BuildLog(recorder, "b1", limit_bytes=100, stage="install")  # type: ignore[arg-type]
+    limit = 10 * (9 + LINE_OVERHEAD_BYTES)
+    return BuildLog(recorder, "b1", limit_bytes=limit, stage="install", secrets=("hunter2",))  # type: ignore[arg-type]
 
 
 def test_levels_are_read_from_the_prefix(log: BuildLog, recorder: Recorder) -> None:
@@ -61,6 +62,20 @@ def test_flood_is_cut_once_with_a_note(log: BuildLog, recorder: Recorder) -> Non
     assert messages[:10] == ["x" * 9] * 10
     assert "the rest of its log is cut here" in messages[10]
     assert messages[11:] == ["from the worker itself"]
+
+
+def test_flood_of_empty_lines_is_cut_too(log: BuildLog, recorder: Recorder) -> None:
+    for _ in range(1000):
+        log.output("")
+    log.flush()
+    assert len(recorder.rows) < 20
+
+
+def test_values_of_secrets_are_masked(log: BuildLog, recorder: Recorder) -> None:
+    log.output("the password is hunter2!")
+    log.info("hunter2")
+    log.flush()
+    assert [row["message"] for row in recorder.rows] == ["the password is <redacted>!", "<redacted>"]
 
 
 def test_lines_wait_while_the_database_is_down(log: BuildLog, recorder: Recorder) -> None:

@@ -1,5 +1,6 @@
 """The worker's end of the protocol, against a hostile other end."""
 
+import contextlib
 import json
 import os
 import socket
@@ -17,6 +18,8 @@ from pvcnoded.conversation import Conversation, StageTimedOut
 @dataclass
 class Log:
     """Remembers what would be logged."""
+
+    is_cut: bool = False
 
     lines: list[str] = field(default_factory=list)
 
@@ -105,6 +108,32 @@ def test_failure_of_the_script_is_raised_with_class_and_message(ends: Ends) -> N
     with pytest.raises(ScriptFailed, match="run setup: ProvisioningError: no mirror"):
         ends.conversation.call(STAGE, "run setup", 5)
     assert ends.log.lines == ["error: line 1", "error: line 2"]
+    assert ends.conversation.usable, "the script can still clean up"
+
+
+def test_hostile_texts_of_a_failure_are_cleaned(ends: Ends) -> None:
+    error = {"class": "X\0", "message": "a\0b\ud800" + "c" * 9000, "traceback": None}
+    ends.say({"type": "failed", "stage": "setup", "error": error})
+    with pytest.raises(ScriptFailed) as caught:
+        ends.conversation.call(STAGE, "run setup", 5)
+    assert caught.value.why.startswith("X\ufffd: a\ufffdb\ufffdccc") and len(caught.value.why) < 3000
+
+
+def test_script_that_reads_no_answers_fails_within_the_limit(ends: Ends) -> None:
+    request = {"type": "request", "id": 1, "verb": "x", "args": {"y": "z" * 10_000}}
+
+    def ask_and_ask() -> None:
+        with contextlib.suppress(BrokenPipeError):  # the end of the test
+            ends.say(*[request] * 200)
+
+    thread = threading.Thread(target=ask_and_ask)
+    thread.start()
+    started = time.monotonic()
+    with pytest.raises(ScriptFailed, match="does not read"):
+        ends.conversation.call(STAGE, "run setup", 1)
+    assert time.monotonic() - started < 10
+    ends.channel.shutdown(socket.SHUT_RDWR)
+    thread.join()
 
 
 def test_silence_ends_at_the_time_limit(ends: Ends) -> None:
@@ -112,6 +141,7 @@ def test_silence_ends_at_the_time_limit(ends: Ends) -> None:
     with pytest.raises(StageTimedOut, match=r"not done after 0.3 s"):
         ends.conversation.call(STAGE, "run setup", 0.3)
     assert time.monotonic() - started < 3
+    assert not ends.conversation.usable
 
 
 def test_endless_output_does_not_outrun_the_time_limit(ends: Ends) -> None:

@@ -197,3 +197,48 @@ def test_programs_do_not_inherit_the_channel() -> None:
         worker.load(method(body))
         worker.stage("install")
         assert worker.end()[1].splitlines()[-2:] == ["0", ""]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "raise RuntimeError('A' * 30_000_000)",
+        "raise RuntimeError('\\ud800\\0' * 5_000_000)",
+        "raise type('N' * 20_000_000, (Exception,), {})('x')",
+        "raise ExceptionGroup('g' * 9_000_000, [ValueError('v' * 9_000_000)])",
+    ],
+    ids=["long", "odd", "class", "group"],
+)
+def test_an_enormous_error_fits_into_the_answer(body: str) -> None:
+    with WorkerEnd() as worker:
+        worker.load(method(body))
+        outcome = worker.stage("install")
+        assert outcome["type"] == "failed"
+        assert all(len(text) <= 100_100 for text in outcome["error"].values())
+        assert len(outcome["error"]["message"]) <= 10_100
+        assert not any(char in text for text in outcome["error"].values() for char in "\0\ud800")
+        assert worker.end()[0] == 0
+
+
+def test_an_error_that_cannot_be_told_is_reported_as_such() -> None:
+    script = HEAD + (
+        "    def install(self):\n"
+        "        class Mute(Exception):\n"
+        "            def __str__(self):\n"
+        "                raise ValueError('no words')\n"
+        "        raise Mute()\n"
+    )
+    with WorkerEnd() as worker:
+        worker.load(script)
+        error = worker.stage("install")["error"]
+        assert (error["class"], error["message"]) == ("Mute", "Mute")
+        assert worker.end()[0] == 0
+
+
+def test_a_domain_document_too_long_for_the_protocol_is_refused() -> None:
+    with WorkerEnd() as worker:
+        worker.load(method("return 'x' * 30_000_000", "create"))
+        outcome = worker.stage("create")
+        assert outcome["type"] == "failed"
+        assert "longer than the protocol allows" in outcome["error"]["message"]
+        assert worker.end()[0] == 0
