@@ -29,7 +29,8 @@ class Heartbeat:
     def beat(self) -> None:
         """Write the row; raises when the database does not answer."""
         total, free = memory_mib()
-        states = self._vm_states()
+        pools = self._pools.take()
+        states = self._vm_states()  # last: a command may write a newer one meanwhile
         values = {
             "heartbeat": now(),
             "started": self._started,
@@ -39,7 +40,7 @@ class Heartbeat:
             "vcpus": os.cpu_count() or 1,
             "load": round(os.getloadavg()[0], 2),
             "version": __version__,
-            "pools": self._pools.take(),
+            "pools": pools,
             "networks": probe_networks(self._config),
             "filesystems": self._filesystems,
             "capabilities": {
