@@ -9,8 +9,8 @@ help: ## show this list
 install: ## install what the product and its tests need (Debian packages, .venv)
 	@dev/install
 
-demo: install ## provision a Debian VM, from nothing to its login prompt
-	@dev/demo
+demo: install ## provision a Debian VM, from nothing to its login prompt (POOL=ceph: on a Ceph of its own)
+	@dev/demo $(if $(POOL),--pool $(POOL))
 
 demo-clean: ## remove the demo's VM, stack and data
 	@dev/demo --clean

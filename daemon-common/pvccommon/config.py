@@ -145,19 +145,31 @@ class SandboxSettings:
 
 @dataclass(frozen=True)
 class Pool:
-    driver: Literal["directory"] = key("Kind of pool.", "directory")
-    path: str | None = key(
-        "Directory of the volumes' files. Default: `<state_directory>/pools/<name>`.", None
+    driver: Literal["directory", "rbd"] = key(
+        "Kind of pool: files of a directory, or images of a Ceph RBD pool.", "directory"
     )
-    format: Literal["raw", "qcow2"] = key("Format of new volumes.", "raw")
+    path: str | None = key(
+        "`directory`: where the volumes' files are. Default: `<state_directory>/pools/<name>`.", None
+    )
+    format: Literal["raw", "qcow2"] = key("`directory`: format of new volumes.", "raw")
+    ceph_pool: str | None = key("`rbd`: name of the Ceph pool. Default: the name of this pool.", None)
+    ceph_user: str = key("`rbd`: Ceph user, without `client.`; see docs/storage.md for what it needs.", "pvc")
+    ceph_conf: str = key("`rbd`: Ceph's configuration file, which names the monitors.", "/etc/ceph/ceph.conf")
+    ceph_keyring: str | None = key(
+        "`rbd`: file with the user's key; must not be readable by others. Default: where `ceph_conf` says, "
+        "else `/etc/ceph/ceph.client.<user>.keyring`.",
+        None,
+    )
 
 
 @dataclass(frozen=True)
 class Storage:
     pools: dict[str, Pool] = key("The pools, by name.", factory=dict)
     max_volume_gib: int = key("Largest volume that may be made.", 16_384)
-    mapping: Literal["auto", "loop", "export"] = key(
-        "How volumes become block devices; `auto` probes.", "auto"
+    mapping: Literal["auto", "loop", "export", "kernel"] = key(
+        "How volumes become block devices: `loop` (raw files), `export` (qemu-storage-daemon), `kernel` "
+        "(the kernel's RBD; files as with `auto`); `auto` probes.",
+        "auto",
     )
 
 

@@ -66,11 +66,16 @@ def parser() -> argparse.ArgumentParser:
 
     up = command("up", _up, "start what does not run, and wait until it serves")
     up.add_argument(
-        "--pool", choices=("directory", "ceph"), default="directory", help="kind of the storage pool `vms`"
+        "--pool",
+        choices=("directory", "ceph"),
+        help="what stands behind the pool `vms` (default: directory, or what it was the last time)",
     )
     up.add_argument("--nodes", type=int, default=1, help="number of hypervisor nodes")
     up.add_argument(
-        "--only", type=_names, default=(), help="services, with commas between them; `libvirt` for its two"
+        "--only",
+        type=_names,
+        default=(),
+        help="services, with commas between them; `libvirt` and `ceph` for theirs",
     )
     up.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="configuration to use instead"
@@ -107,15 +112,11 @@ def overrides(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def _up(stack: Stack, options: argparse.Namespace) -> None:
-    if options.pool == "ceph":
-        raise WrongInput(
-            "start a stack with a Ceph pool", "the stack cannot start Ceph yet", "use --pool directory"
-        )
     if options.nodes != 1:
         raise WrongInput(
             f"start a stack of {options.nodes} nodes", "one node is what it can start yet", "use --nodes 1"
         )
-    stack.up(only=options.only, settings=overrides(options.set))
+    stack.up(only=options.only, settings=overrides(options.set), pool=options.pool)
 
 
 def _env(stack: Stack, options: argparse.Namespace) -> None:

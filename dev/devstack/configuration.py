@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from devstack import libvirt
+from devstack import ceph, libvirt
 from devstack.state import State, write_private
 
 NODE = "hv1"
@@ -49,11 +49,19 @@ def document(state: State, secrets: str) -> dict[str, Any]:
         },
         "hypervisor": {"libvirt_uri": libvirt.uri(state), "console_directory": str(state / "console")},
         "sandbox": {"hidden_paths": [str(state.path)]},
-        "storage": {"pools": {POOL: {"driver": "directory", "path": str(state / "pools" / POOL)}}},
+        "storage": {"pools": {POOL: pool_settings(state)}},
         "networks": {"upstream": {"user": True}},
         "state_directory": str(state / "node"),
     }
     return merged(generated, settings["overrides"])
+
+
+def pool_settings(state: State) -> dict[str, str]:
+    """The pool `vms`: a directory, or the RBD pool of the stack's own Ceph."""
+    if state.pool_kind == "directory":
+        return {"driver": "directory", "path": str(state / "pools" / POOL)}
+    own = {"ceph_conf": str(ceph.conf(state)), "ceph_keyring": str(ceph.keyring(state))}
+    return {"driver": "rbd", "ceph_pool": ceph.POOL, "ceph_user": ceph.CLIENT, **own}
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from devstack.api import Api
 from devstack.console import follow_until
 from devstack.stack import Stack
-from devstack.state import CHECKOUT
+from devstack.state import CHECKOUT, PoolKind
 from pvccommon.errors import EnvironmentFault, PvcError
 
 VM = "web1"
@@ -68,15 +68,17 @@ NEXT = (
 class Demo:
     """One run; `Stack.environment` is what every command of it gets."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, pool: PoolKind | None = None) -> None:
         self.stack = stack
+        self.pool = pool
         self.api = Api(stack.state)
         self.times: list[tuple[str, float]] = []
 
     def run(self) -> None:
-        self.headline("Starting the stack: PostgreSQL, Redis, libvirt, API daemon, node daemon")
+        ceph = "Ceph, " if self.pool == "ceph" else ""
+        self.headline(f"Starting the stack: PostgreSQL, Redis, {ceph}libvirt, API daemon, node daemon")
         started = time.monotonic()
-        self.stack.up()
+        self.stack.up(pool=self.pool)
         self.times.append(("start the stack", time.monotonic() - started))
         self.headline("Uploading the builder, making templates and a profile")
         self.make_templates()
@@ -181,13 +183,18 @@ def check(code: int, words: Sequence[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dev/demo", description=sys.modules[__name__].__doc__)
     parser.add_argument("--clean", action="store_true", help="remove the VM, the stack and its data")
+    parser.add_argument(
+        "--pool",
+        choices=("directory", "ceph"),
+        help="where the VM's disk lies (default: directory, or what it was the last time)",
+    )
     options = parser.parse_args(arguments)
     stack = Stack(say=lambda line: print(line, flush=True))
     try:
         if options.clean:
             stack.down(purge=True)
         else:
-            Demo(stack).run()
+            Demo(stack, options.pool).run()
     except PvcError as exc:
         print(
             f"\ndemo: {exc.message}", *([f"hint: {exc.hint}"] if exc.hint else []), sep="\n", file=sys.stderr

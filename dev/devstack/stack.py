@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from devstack.api import Api
+from devstack.ceph import CephMgr, CephMon, CephOsd
 from devstack.configuration import merged, write_configuration
 from devstack.daemon import CODE, python_path
 from devstack.leftovers import find_leftovers, remove_leftovers
@@ -18,12 +19,13 @@ from devstack.postgresql import Postgresql
 from devstack.process import Process
 from devstack.redis import Redis
 from devstack.service import Service
-from devstack.state import CHECKOUT, DEFAULT_ROOT, State, create_searchable, default_path
+from devstack.state import CHECKOUT, DEFAULT_ROOT, PoolKind, State, create_searchable, default_path
 from pvccommon.errors import EnvironmentFault, NotFound, WrongInput, WrongState
 
 # In the order of starting; stopped the other way round.
-SERVICES: tuple[type[Service], ...] = (Postgresql, Redis, Virtlogd, Libvirtd, Api, Node)
-GROUPS = {"libvirt": ("virtlogd", "libvirtd")}
+CEPH: tuple[type[Service], ...] = (CephMon, CephMgr, CephOsd)
+SERVICES: tuple[type[Service], ...] = (Postgresql, Redis, *CEPH, Virtlogd, Libvirtd, Api, Node)
+GROUPS = {"libvirt": ("virtlogd", "libvirtd"), "ceph": tuple(cls.name for cls in CEPH)}
 # Temporary stacks: how their directories begin, and the file that remembers who made one.
 TEMPORARY = "test-"
 OWNER = "owner.json"
@@ -49,28 +51,36 @@ class Stack:
         self.state = State(path or default_path())
         self._say = say
 
-    def up(self, *, only: Collection[str] = (), settings: Mapping[str, Any] | None = None) -> None:
+    def up(
+        self,
+        *,
+        only: Collection[str] = (),
+        settings: Mapping[str, Any] | None = None,
+        pool: PoolKind | None = None,
+    ) -> None:
         """Start what does not run, and wait until all of it serves. Safe to repeat.
 
-        `only` names services (`libvirt` for its two); `settings` is remembered for the next time.
+        `only` names services (`libvirt` for its two, `ceph` for its three); `settings` is remembered for the
+        next time, and so is the kind of pool, `directory` unless the first `up` says otherwise.
         """
         require_root()
-        wanted = select(only)
+        select(only)
         with self.state.lock():
-            self.state.create()
+            self.state.create(pool)
             self.state.choose_ports(running=any(self._service(cls).process for cls in SERVICES))
             self._remember(settings or {})
             write_configuration(self.state)
-            for cls in wanted:
+            for cls in self._wanted(only):
                 self._start(self._service(cls))
 
     def restart(self, only: Collection[str] = ("api", "node")) -> None:
         """Stop and start services: new code, new configuration."""
         require_root()
-        wanted = select(only)
+        select(only)
         with self.state.lock():
             self._require()
             write_configuration(self.state)
+            wanted = self._wanted(only)
             for cls in reversed(wanted):
                 self._stop(self._service(cls))
             for cls in wanted:
@@ -96,7 +106,7 @@ class Stack:
     def status(self) -> list[ServiceStatus]:
         if not self.state.exists:
             return []
-        return [_status(self._service(cls)) for cls in SERVICES]
+        return [_status(self._service(cls)) for cls in self._wanted(())]
 
     def leftovers(self) -> list[str]:
         """What runs, is mounted or attached on behalf of this stack; nothing after `down`."""
@@ -123,6 +133,16 @@ class Stack:
         self._require()
         return self.state.log(name)
 
+    def _wanted(self, only: Collection[str]) -> list[type[Service]]:
+        """The services named, in order; Ceph's are there only with a pool that needs them."""
+        chosen = select(only)
+        if self.state.pool_kind == "ceph":
+            return chosen
+        if only and any(cls in CEPH for cls in chosen):
+            hint = "dev/stack down --purge; dev/stack up --pool ceph"
+            raise WrongState("start Ceph", "this stack's pool is a directory", hint)
+        return [cls for cls in chosen if cls not in CEPH]
+
     def _start(self, service: Service) -> None:
         if not service.process:
             self._say(f"starting {service.name}")
@@ -148,7 +168,11 @@ class Stack:
 
 @contextmanager
 def temporary_stack(
-    *, only: Collection[str] = (), settings: Mapping[str, Any] | None = None, say: Say = lambda line: None
+    *,
+    only: Collection[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    pool: PoolKind = "directory",
+    say: Say = lambda line: None,
 ) -> Iterator[Stack]:
     """A stack of its own for a test, gone with all its data at the end.
 
@@ -160,7 +184,7 @@ def temporary_stack(
     stack = Stack(Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=DEFAULT_ROOT)), say)
     Process.current().save(stack.state / OWNER)
     try:
-        stack.up(only=only, settings=settings)
+        stack.up(only=only, settings=settings, pool=pool)
         yield stack
     finally:
         stack.down(purge=True)

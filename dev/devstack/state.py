@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pvccommon.errors import Busy, EnvironmentFault, WrongInput
+from pvccommon.errors import Busy, EnvironmentFault, WrongInput, WrongState
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEFAULT_ROOT = Path("/var/lib/pvc-dev")
@@ -24,7 +24,8 @@ DEFAULT_ROOT = Path("/var/lib/pvc-dev")
 COVERED = ("/run", "/var/run", "/var/lib/libvirt", "/etc/libvirt", "/var/log/libvirt", "/var/cache/libvirt")
 # A path to a socket has at most 107 bytes (unix(7)); the longest of ours below the state directory has 34.
 LONGEST_PATH = 70
-PORTED = ("postgresql", "redis", "api")
+PORTED = ("postgresql", "redis", "api", "ceph-mon-v2", "ceph-mon-v1")
+PoolKind = Literal["directory", "ceph"]
 LOCK_TIMEOUT_S = 300
 
 
@@ -62,13 +63,26 @@ class State:
     def record(self, service: str) -> Path:
         return self / "processes" / f"{service}.json"
 
-    def create(self) -> None:
-        """Make the settings and directories; keeps what is there. Needs the lock."""
+    @property
+    def pool_kind(self) -> PoolKind:
+        """What stands behind the pool `vms`: chosen with the first `up`."""
+        return "ceph" if self.settings().get("pool") == "ceph" else "directory"
+
+    def create(self, pool: PoolKind | None = None) -> None:
+        """Make the settings and directories; keeps what is there. Needs the lock.
+
+        Raises WrongState when the stack has another kind of pool already.
+        """
         self.path.chmod(0o711)
         for name in ("log", "processes"):
             (self / name).mkdir(mode=0o700, exist_ok=True)
         if not self.exists:
-            self.save_settings({"ports": {}, "overrides": {}, "host_uuid": str(uuid.uuid4())})
+            self.save_settings(
+                {"ports": {}, "overrides": {}, "host_uuid": str(uuid.uuid4()), "pool": pool or "directory"}
+            )
+        if pool and pool != self.pool_kind:
+            why = f"its pool is of kind {self.pool_kind}, and VMs may lie there"
+            raise WrongState(f"use stack {self.path} with pool {pool}", why, "dev/stack down --purge")
 
     def settings(self) -> dict[str, Any]:
         document: dict[str, Any] = json.loads((self / "stack.json").read_text())

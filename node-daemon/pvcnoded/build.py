@@ -20,7 +20,7 @@ from pvccommon.database import Database
 from pvccommon.errors import Cancelled, EnvironmentFault, Internal, PvcError
 from pvccommon.models import Build, BuildState, Json
 from pvccommon.storage import pools_from_config
-from pvccommon.storage.pool import StoragePool
+from pvccommon.storage.pool import PoolSecret, StoragePool
 from pvcnoded.build_log import BuildLog, clean
 from pvcnoded.hypervisor import Hypervisor
 from pvcnoded.journal import Journal
@@ -42,7 +42,9 @@ class BuildProcess:
         self.owner = Owner.myself(config.node.name)
         self.lease = timedelta(seconds=config.builds.lease_s)
         self.pools: Mapping[str, StoragePool] = pools_from_config(config)
-        self.hypervisor = Hypervisor(config.hypervisor.libvirt_uri, config.hypervisor.console_directory)
+        self.hypervisor = Hypervisor(
+            config.hypervisor.libvirt_uri, config.hypervisor.console_directory, self._pool_secrets
+        )
 
     def run(self, build_id: str) -> None:
         """Run a waiting build to its end. A build that is taken, or has ended, is left alone."""
@@ -88,6 +90,18 @@ class BuildProcess:
             cancelled = (build.error or {}).get("kind") == "cancelled"
             builds.finish_build(build, BuildState.CANCELLED if cancelled else BuildState.FAILED)
         return True
+
+    def _pool_secrets(self) -> list[PoolSecret]:
+        """What libvirt must know for pools that can be reached; a domain on another one fails to start."""
+        secrets = []
+        for pool in self.pools.values():
+            try:
+                secret = pool.secret()
+            except PvcError as exc:
+                logger.warning("no secret of pool %s for libvirt: %s", pool.name, exc.message)
+            else:
+                secrets += [secret] if secret else []
+        return secrets
 
     def _pipeline(self, build: Build) -> Pipeline:
         return Pipeline(

@@ -87,10 +87,22 @@ def _set_disk(disk: "etree._Element", source: DiskSource) -> None:
         disk.insert(0, driver)
     driver.set("name", "qemu")
     driver.set("type", source.format)
-    disk.insert(1, etree.Element("source", file=source.path))
+    disk.insert(1, _source(source))
     for element in disk.findall("backingStore"):
         disk.remove(element)
     _add_backing(disk, 2, source.backing)
+
+
+def _source(source: DiskSource) -> "etree._Element":
+    if source.type == "file":
+        return etree.Element("source", file=source.path)
+    element = etree.Element("source", protocol=source.protocol or "", name=source.path)
+    for name, port in source.hosts:
+        etree.SubElement(element, "host", name=name, port=str(port))
+    if source.secret:
+        auth = etree.SubElement(element, "auth", username=source.user or "")
+        etree.SubElement(auth, "secret", type="ceph", uuid=source.secret)
+    return element
 
 
 def _add_backing(parent: "etree._Element", position: int, files: Sequence[BackingFile]) -> None:

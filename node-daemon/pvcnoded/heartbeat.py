@@ -7,8 +7,9 @@ from sqlalchemy import select
 
 from pvccommon import __version__
 from pvccommon.errors import PvcError
-from pvccommon.models import Json, Node, Vm, now
+from pvccommon.models import Node, Vm, now
 from pvcnoded.build import BuildProcess
+from pvcnoded.pool_report import PoolReport
 from pvcnoded.probe import memory_mib, probe_capabilities, probe_filesystems, probe_networks, system_words
 
 logger = logging.getLogger("pvc.heartbeat")
@@ -22,12 +23,14 @@ class Heartbeat:
         self._config = process.config
         self._capabilities = probe_capabilities(self._config)
         self._filesystems = probe_filesystems()
+        self._pools = PoolReport(process.pools)
         self._started = now()
 
     def beat(self) -> None:
         """Write the row; raises when the database does not answer."""
         total, free = memory_mib()
-        states = self._vm_states()
+        pools = self._pools.take()
+        states = self._vm_states()  # last: a command may write a newer one meanwhile
         values = {
             "heartbeat": now(),
             "started": self._started,
@@ -37,7 +40,7 @@ class Heartbeat:
             "vcpus": os.cpu_count() or 1,
             "load": round(os.getloadavg()[0], 2),
             "version": __version__,
-            "pools": self._pools(),
+            "pools": pools,
             "networks": probe_networks(self._config),
             "filesystems": self._filesystems,
             "capabilities": {
@@ -76,23 +79,3 @@ class Heartbeat:
         except PvcError as exc:
             logger.warning("libvirt: %s", exc.message)
             return None
-
-    def _pools(self) -> Json:
-        report: Json = {}
-        for name, pool in self._process.pools.items():
-            try:
-                space = pool.space()
-            except PvcError as exc:
-                report[name] = {
-                    "driver": pool.driver,
-                    "total_bytes": 0,
-                    "free_bytes": 0,
-                    "error": exc.message,
-                }
-            else:
-                report[name] = {
-                    "driver": pool.driver,
-                    "total_bytes": space.total_bytes,
-                    "free_bytes": space.free_bytes,
-                }
-        return report

@@ -3,13 +3,15 @@
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import libvirt
+from lxml import etree
 
 from pvccommon.errors import EnvironmentFault, Exists, NotFound, TimedOut, WrongState
+from pvccommon.storage.pool import PoolSecret
 
 SHUTDOWN_TIMEOUT_S = 180
 KEEPALIVE = (5, 3)  # seconds between probes, probes unanswered before the connection counts as lost
@@ -30,11 +32,16 @@ UNDEFINE_FLAGS = (
 )
 
 
+FindSecrets = Callable[[], Sequence[PoolSecret]]
+
+
 class Hypervisor:
     """One connection to libvirt, made when first needed and again after libvirtd was restarted."""
 
-    def __init__(self, uri: str, console_directory: str) -> None:
+    def __init__(self, uri: str, console_directory: str, find_secrets: FindSecrets = lambda: ()) -> None:
+        """`find_secrets` gives what libvirt must know to open network disks; asked before each start."""
         self._uri = uri
+        self._find_secrets = find_secrets
         self._console_directory = Path(console_directory)
         self._connection: libvirt.virConnect | None = None
         self._lock = threading.Lock()
@@ -67,6 +74,7 @@ class Hypervisor:
         with self._talking(f"start domain {name}") as connection:
             domain = self._find(connection, name)
             if not domain.isActive():
+                self._define_secrets(connection)
                 domain.create()
 
     def stop(self, name: str) -> None:
@@ -144,6 +152,11 @@ class Hypervisor:
         """The last lines of the serial console's log; empty when nothing was written yet."""
         return read_tail(self.console_path(name), lines)
 
+    def _define_secrets(self, connection: libvirt.virConnect) -> None:
+        """Tell libvirt the pools' secrets; it keeps them in memory, and gives them to nobody but QEMU."""
+        for secret in self._find_secrets():
+            connection.secretDefineXML(secret_xml(secret)).setValue(secret.value)
+
     def _find(self, connection: libvirt.virConnect, name: str) -> libvirt.virDomain:
         domain = _lookup(connection, name)
         if domain is None:
@@ -169,6 +182,15 @@ class Hypervisor:
                 self._connection = libvirt.open(self._uri)
                 self._connection.setKeepAlive(*KEEPALIVE)
             return self._connection
+
+
+def secret_xml(secret: PoolSecret) -> str:
+    """libvirt's document of a secret: ephemeral (in no file) and private (never read back)."""
+    root = etree.Element("secret", ephemeral="yes", private="yes")
+    etree.SubElement(root, "uuid").text = secret.name
+    usage = etree.SubElement(root, "usage", type="ceph")
+    etree.SubElement(usage, "name").text = secret.usage
+    return etree.tostring(root, encoding="unicode")
 
 
 _event_loop = threading.Lock()

@@ -55,7 +55,8 @@ def print_check(config: Config) -> None:
         where = "user-mode" if network["user"] else f"bridge {network['bridge']}"
         rows.append((f"network {vni}", where if network["present"] else f"{where} is missing"))
     for name, pool in pools_from_config(config).items():
-        rows.append((f"pool {name}", f"{pool.driver}, {pool.space().free_bytes // 1024**2} MiB free"))
+        words = f"{pool.driver}, devices by {pool.mapping()}, {pool.space().free_bytes // 1024**2} MiB free"
+        rows.append((f"pool {name}", words))
     width = max(len(name) for name, _ in rows)
     for name, found in rows:
         print(f"{name:<{width}}  {found}")

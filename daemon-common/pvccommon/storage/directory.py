@@ -46,7 +46,7 @@ from pvccommon.storage.sparse import read_pieces
 
 log = logging.getLogger(__name__)
 
-MappingMode = Literal["auto", "loop", "export"]
+MappingMode = Literal["auto", "loop", "export", "kernel"]
 
 LOCK_TIMEOUT_S = 30.0
 GIB = 1024**3
@@ -291,6 +291,9 @@ class DirectoryPool(StoragePool):
             direct_io = not self._is_exported(image)
             with loop_device(fd, label, read_only=read_only, direct_io=direct_io) as device:
                 yield device
+
+    def mapping(self) -> str:
+        return "export" if self._format == "qcow2" or self._mapping == "export" else "loop"
 
     def disk_source(self, name: str) -> DiskSource:
         with os_errors(f"find volume {self.describe(name)}"), self._opening():

@@ -45,6 +45,7 @@ def open_export(
     *,
     read_only: bool = False,
     locks: Collection[int] = (),
+    environment: Mapping[str, str] | None = None,
     mountpoint: str = __file__,
 ) -> Iterator[int]:
     """A descriptor of a file with the raw content of an image, until the context ends or the process dies.
@@ -55,7 +56,7 @@ def open_export(
     regular file; only the daemon sees it covered. Everything opened through the descriptor (a loop device)
     must be closed before the context ends.
     """
-    with _daemon(_command(image, read_only, mountpoint), what, locks) as process:
+    with _daemon(_command(image, read_only, mountpoint), what, locks, environment or {}) as process:
         with os_errors(what):
             mode = os.O_RDONLY if read_only else os.O_RDWR
             fd = os.open(f"/proc/{process.pid}/root{mountpoint}", mode | os.O_CLOEXEC)
@@ -87,9 +88,12 @@ def _command(image: Mapping[str, Any], read_only: bool, mountpoint: str) -> list
 
 
 @contextmanager
-def _daemon(command: list[str], what: str, locks: Collection[int]) -> Iterator[subprocess.Popen[bytes]]:
+def _daemon(
+    command: list[str], what: str, locks: Collection[int], environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
     with tempfile.TemporaryFile() as errors:
-        keeper = _Keeper([*WITH_PARENT, *IF_PARENT_LIVES, str(os.getpid()), *command], errors, locks)
+        argv = [*WITH_PARENT, *IF_PARENT_LIVES, str(os.getpid()), *command]
+        keeper = _Keeper(argv, errors, locks, environment)
         process = keeper.launch(what)
         try:
             _wait_until_ready(process, errors, what)
@@ -106,8 +110,15 @@ class _Keeper:
     The parent-death signal is sent when the *thread* that forked ends, not its process: prctl(2).
     """
 
-    def __init__(self, command: list[str], errors: IO[bytes], locks: Collection[int]) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        errors: IO[bytes],
+        locks: Collection[int],
+        environment: Mapping[str, str],
+    ) -> None:
         self._command = command
+        self._environment = environment
         self._errors = errors
         self._locks = locks
         self._launched = threading.Event()
@@ -131,7 +142,7 @@ class _Keeper:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                env={"PATH": SAFE_PATH, "LANG": "C.UTF-8"},
+                env={"PATH": SAFE_PATH, "LANG": "C.UTF-8", **self._environment},
                 start_new_session=True,
                 pass_fds=tuple(self._locks),
             )

@@ -102,6 +102,18 @@ class DiskSource:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PoolSecret:
+    """What libvirt must know to open the pool's network disks: `name` is what `DiskSource.secret` refers to.
+
+    `usage` tells an administrator what it is; `value` belongs in no file and no log.
+    """
+
+    name: str
+    usage: str
+    value: bytes = field(repr=False)
+
+
 class ByteSource(Protocol):
     """Something to read a volume's content from; an open binary file or a request's body."""
 
@@ -244,8 +256,19 @@ class StoragePool(ABC):
         """
 
     @abstractmethod
+    def mapping(self) -> str:
+        """How `open_device` makes devices: `loop`, `export` or `kernel`."""
+
+    @abstractmethod
     def disk_source(self, name: str) -> DiskSource:
-        """What a domain needs to use the volume as a disk."""
+        """What a domain needs to use the volume as a disk.
+
+        Raises Busy while the volume is open and nothing else would keep the domain from it.
+        """
+
+    def secret(self) -> PoolSecret | None:
+        """What libvirt must be told before a domain with a disk of this pool starts."""
+        return None
 
     @abstractmethod
     def import_stream(self, name: str, stream: ByteSource, size_bytes: int) -> Volume:

@@ -6,8 +6,10 @@ from types import MappingProxyType
 
 from pvccommon.config import Config, Pool
 from pvccommon.errors import NotFound
+from pvccommon.storage.ceph import CephAccount
 from pvccommon.storage.directory import GIB, DirectoryPool
 from pvccommon.storage.pool import StoragePool
+from pvccommon.storage.rbd import RbdPool
 
 
 def _directory_pool(name: str, settings: Pool, config: Config) -> StoragePool:
@@ -20,8 +22,21 @@ def _directory_pool(name: str, settings: Pool, config: Config) -> StoragePool:
     )
 
 
+def _rbd_pool(name: str, settings: Pool, config: Config) -> StoragePool:
+    return RbdPool(
+        name,
+        CephAccount(settings.ceph_user, settings.ceph_conf, settings.ceph_keyring),
+        ceph_pool=settings.ceph_pool,
+        max_volume_bytes=config.storage.max_volume_gib * GIB,
+        mapping=config.storage.mapping,
+    )
+
+
 # A new driver adds its line here and its keys to `pvccommon.config.Pool`.
-DRIVERS: Mapping[str, Callable[[str, Pool, Config], StoragePool]] = {"directory": _directory_pool}
+DRIVERS: Mapping[str, Callable[[str, Pool, Config], StoragePool]] = {
+    "directory": _directory_pool,
+    "rbd": _rbd_pool,
+}
 
 
 def pools_from_config(config: Config) -> Mapping[str, StoragePool]:

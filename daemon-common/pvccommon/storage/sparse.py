@@ -18,12 +18,22 @@ def write_sparse(fd: int, stream: ByteSource, size_bytes: int, what: str) -> Non
     The file's size is rounded up to whole sectors. Raises WrongInput for a stream of another length.
     """
     os.ftruncate(fd, -(-size_bytes // 512) * 512)
+    for offset, data in data_runs(stream, size_bytes, what):
+        _write_all(fd, data, offset)
+
+
+def data_runs(stream: ByteSource, size_bytes: int, what: str) -> Iterator[tuple[int, memoryview]]:
+    """Offset and content of what is not zero in exactly `size_bytes` of a stream, at most a piece at a time.
+
+    Raises WrongInput for a stream of another length.
+    """
     offset = 0
     while offset < size_bytes:
         piece = _read_piece(stream, min(PIECE_BYTES, size_bytes - offset))
         if not piece:
             raise WrongInput(what, f"the stream ended after {offset} of {size_bytes} bytes")
-        _write_piece(fd, piece, offset)
+        for start, end in _runs(piece):
+            yield offset + start, memoryview(piece)[start:end]
         offset += len(piece)
     if stream.read(1):
         raise WrongInput(what, f"the stream is longer than the {size_bytes} bytes announced")
@@ -56,8 +66,8 @@ def _read_piece(stream: ByteSource, length: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _write_piece(fd: int, piece: bytes, offset: int) -> None:
-    """Write the blocks that are not zero, neighbours together."""
+def _runs(piece: bytes) -> Iterator[tuple[int, int]]:
+    """Where a piece is not zero, in whole blocks, neighbours together."""
     if piece == ZERO_PIECE[: len(piece)]:
         return
     start: int | None = None
@@ -65,12 +75,12 @@ def _write_piece(fd: int, piece: bytes, offset: int) -> None:
         block = piece[position : position + BLOCK_BYTES]
         if block == ZERO_PIECE[: len(block)]:
             if start is not None:
-                _write_all(fd, memoryview(piece)[start:position], offset + start)
+                yield start, position
             start = None
         elif start is None:
             start = position
     if start is not None:
-        _write_all(fd, memoryview(piece)[start:], offset + start)
+        yield start, len(piece)
 
 
 def _write_all(fd: int, data: memoryview, offset: int) -> None:

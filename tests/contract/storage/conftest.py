@@ -7,12 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from devstack import Stack
 from pvccommon.storage import StoragePool
 from pvccommon.storage.directory import DirectoryPool
+from pvccommon.storage.rbd import RbdPool
 
 sys.path.append(str(Path(__file__).parent))
 
-from storage_helpers import GIB, everything_in, qemu_content
+from storage_helpers import (
+    GIB,
+    everything_in,
+    everything_in_rbd,
+    qemu_content,
+    rbd_account,
+    rbd_content,
+    remove_everything,
+)
 
 
 @dataclass(frozen=True)
@@ -35,15 +45,32 @@ def directory_pool(path: Path, volume_format: str) -> PoolUnderTest:
     )
 
 
+def rbd_pool(stack: Stack) -> PoolUnderTest:
+    def make() -> RbdPool:
+        return RbdPool("vms", rbd_account(stack), max_volume_bytes=64 * GIB)
+
+    pool = make()
+    return PoolUnderTest(
+        pool, make(), lambda name: rbd_content(stack, name), lambda: everything_in_rbd(stack)
+    )
+
+
 POOLS: dict[str, Callable[[Path], PoolUnderTest]] = {
     "directory-raw": lambda path: directory_pool(path, "raw"),
     "directory-qcow2": lambda path: directory_pool(path, "qcow2"),
 }
 
 
-@pytest.fixture(params=POOLS)
+@pytest.fixture(params=[*POOLS, "rbd"])
 def under_test(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[PoolUnderTest]:
-    yield POOLS[request.param](tmp_path / "pool")
+    if request.param != "rbd":
+        yield POOLS[request.param](tmp_path / "pool")
+        return
+    ceph: Stack = request.getfixturevalue("ceph")
+    made = rbd_pool(ceph)
+    yield made
+    remove_everything(made.pool)
+    assert made.leftovers() == []
 
 
 @pytest.fixture

@@ -4,9 +4,13 @@ import io
 import os
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
+from devstack import Stack, ceph
+from pvccommon.errors import WrongState
 from pvccommon.storage import DiskSource, StoragePool, Volume
+from pvccommon.storage.ceph import CephAccount, connect
 
 MIB = 1024**2
 GIB = 1024**3
@@ -33,3 +37,47 @@ def everything_in(path: Path) -> list[str]:
     """What a pool's directory holds besides its frame."""
     found = (entry.relative_to(path) for entry in path.rglob("*"))
     return sorted(str(entry) for entry in found if str(entry) not in ("pool.lock", "volumes", "images"))
+
+
+def rbd_account(stack: Stack) -> CephAccount:
+    """How the node daemon of a stack reaches its Ceph."""
+    conf, keyring = ceph.conf(stack.state), ceph.keyring(stack.state)
+    return CephAccount(ceph.CLIENT, str(conf), str(keyring))
+
+
+def rbd_command(stack: Stack, *words: str) -> subprocess.CompletedProcess[bytes]:
+    """Ceph's own tool, as the same user."""
+    account = rbd_account(stack)
+    options = [
+        "--conf",
+        account.conf,
+        "--id",
+        account.user,
+        "--keyring",
+        str(account.keyring),
+        "-p",
+        ceph.POOL,
+    ]
+    return subprocess.run(["rbd", *options, *words], check=True, capture_output=True)
+
+
+def rbd_content(stack: Stack, name: str) -> bytes:
+    return rbd_command(stack, "export", "--no-progress", name, "-").stdout
+
+
+def everything_in_rbd(stack: Stack) -> list[str]:
+    """The objects of the pool besides those that hold its directory."""
+    ioctx = connect(rbd_account(stack)).pool(ceph.POOL)
+    frame = ("rbd_directory", "rbd_info", "rbd_children", "rbd_trash")
+    return sorted(found.key for found in ioctx.list_objects() if found.key not in frame)
+
+
+def remove_everything(pool: StoragePool) -> None:
+    """Delete all volumes, clones before what they were cloned from."""
+    while volumes := pool.list_volumes():
+        for volume in volumes:
+            for snapshot in pool.list_snapshots(volume.name):
+                if not snapshot.children:
+                    pool.unprotect_snapshot(volume.name, snapshot.name)
+            with suppress(WrongState):
+                pool.delete_volume(volume.name)

@@ -340,7 +340,7 @@ class TestStreams:
         data = (bytes(3 * MIB) + os.urandom(4096) + bytes(4096) + b"x").ljust(size, b"\0")
         volume = pool.import_stream("iso", io.BytesIO(data), size)
         assert volume.size_bytes == size
-        assert volume.used_bytes < MIB
+        assert volume.used_bytes <= 4 * MIB  # one object, for drivers that count those
         assert content("iso") == data
 
     def test_import_reads_short_pieces(self, pool: StoragePool, content: Content) -> None:

@@ -11,11 +11,13 @@ import libvirt
 import requests
 from sqlalchemy import select
 
-from devstack import Stack
+from devstack import Stack, ceph
 from devstack import libvirt as stack_libvirt
 from pvccommon.config import load_config
 from pvccommon.database import Database
 from pvccommon.models import Build, Resource, Vm, one_of
+from pvccommon.storage import StoragePool, pools_from_config
+from pvccommon.storage.ceph import CephAccount, connect
 from pvcnoded.hypervisor import Hypervisor
 from pvcnoded.journal import PENDING
 
@@ -25,6 +27,8 @@ HELPERS = ("pvcnoded.build ", "pvcnoded.sandbox", "qemu-storage-daemon", "slirp4
 # This stack's sandboxes have ids of their own, by which their processes are known.
 FIRST_UID = 700_000_000
 LAST_UID = FIRST_UID + 256 * 65_536
+# Objects that hold the directory of a Ceph pool; they come with its first image and stay.
+CEPH_FRAME = {"rbd_directory", "rbd_info", "rbd_children", "rbd_trash"}
 FINAL = ("succeeded", "failed", "cancelled")
 
 
@@ -171,7 +175,7 @@ class Cluster:
             mounts=frozenset(line.split()[4] for line in mounts),
             loop_devices=frozenset(line for line in loop_devices() if str(state.path) in line),
             processes=frozenset(self.helpers()),
-            volumes=frozenset(map(str, (state / "pools").rglob("*"))),
+            volumes=frozenset(self._volumes()),
             domains=frozenset(self.domains()),
             consoles=frozenset(path.name for path in (state / "console").glob("*")),
             directories=frozenset(
@@ -180,6 +184,18 @@ class Cluster:
             temporary=frozenset(name for name in os.listdir("/tmp") if "sandbox" in name),
             rows=frozenset(self.unsettled_rows()),
         )
+
+    @property
+    def pool(self) -> StoragePool:
+        return pools_from_config(self.config)["vms"]
+
+    def _volumes(self) -> set[str]:
+        """Everything that is in the pool, be it a file or an object; a client's notes are no part of it."""
+        state = self.stack.state
+        if state.pool_kind == "directory":
+            return set(map(str, (state / "pools").rglob("*")))
+        account = CephAccount(ceph.CLIENT, str(ceph.conf(state)), str(ceph.keyring(state)))
+        return {found.key for found in connect(account).pool(ceph.POOL).list_objects()} - CEPH_FRAME
 
     def unsettled_rows(self) -> set[str]:
         """VMs, journal lines that are neither kept nor undone, and builds somebody holds."""

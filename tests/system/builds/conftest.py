@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from devstack import temporary_stack
+from devstack import Stack, temporary_stack
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -22,6 +22,14 @@ SETTINGS = {
         "stage_timeout_s": {"setup": 5, "create": 5, "prepare": 60, "cleanup": 10},
     },
 }
+
+
+@pytest.fixture(scope="session")
+def ceph_cluster(ceph: Stack) -> Iterator[Cluster]:
+    """The same over a pool of Ceph."""
+    ceph.up(settings=SETTINGS)
+    with closing(Cluster(ceph)) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,11 @@
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from cluster import NOOP, Cluster
 from lxml import etree
 from scripts import script
-
-from pvccommon.storage import pools_from_config
 
 pytestmark = pytest.mark.system
 
@@ -40,7 +37,10 @@ def test_vm_runs_from_its_own_blank_disks_and_is_removed_with_them(cluster: Clus
     vm = cluster.get("/vm/web1")[0]
     assert (vm["state"], vm["memory"], vm["vcpu"]) == ("start", 768, 1)
     domain = etree.fromstring(cluster.domains()["web1"])
-    sizes = [Path(disk.find("source").get("file")).stat().st_size for disk in domain.findall("devices/disk")]
+    sources = [disk.find("source") for disk in domain.findall("devices/disk")]
+    for disk, source in zip(("sda", "sdb"), sources, strict=True):
+        assert (source.get("file") or source.get("name")) == cluster.pool.disk_source(f"web1_{disk}").path
+    sizes = [cluster.pool.stat_volume(f"web1_{disk}").size_bytes for disk in ("sda", "sdb")]
     assert sizes == [2**30, 2 * 2**30]
     remove(cluster, "web1")
     assert cluster.request("GET", "/vm/web1").status_code == 404
@@ -62,9 +62,8 @@ def test_volumes_can_be_made_without_a_domain(cluster: Cluster, noop: str) -> No
     assert task["build_state"] == "succeeded", task
     assert "web3" not in cluster.domains()
     assert cluster.request("GET", "/vm/web3").status_code == 404
-    pool = pools_from_config(cluster.config)["vms"]
     for disk in ("sda", "sdb"):
-        pool.delete_volume(f"web3_{disk}")
+        cluster.pool.delete_volume(f"web3_{disk}")
 
 
 @pytest.mark.usefixtures("no_leaks")
@@ -96,6 +95,8 @@ def test_disk_can_be_a_clone_of_another_vm_s(cluster: Cluster, noop: str) -> Non
     )
     task = cluster.build("copy", "cloner", start_vm=False)
     assert task["state"] == "SUCCESS", task
+    copy = cluster.pool.stat_volume("copy_sda")
+    assert copy.size_bytes == 2**30 and copy.used_bytes < 2**20, "a clone is not a copy"
     assert "backingStore" in cluster.domains()["copy"]
     for vm in ("copy", "gold"):  # cloning moved the original's file below both
         cluster.change("POST", f"/vm/{vm}/state", state="start")

@@ -8,7 +8,7 @@ from devstack import configuration, libvirt
 from devstack.cli import overrides
 from devstack.state import State
 from pvccommon.config import parse_config
-from pvccommon.errors import WrongInput
+from pvccommon.errors import WrongInput, WrongState
 
 
 @pytest.fixture
@@ -27,6 +27,19 @@ def test_daemons_accept_it(place: State) -> None:
     assert config.database.password_file == "/secrets/database.password"
     assert config.storage.pools["vms"].path == str(place / "pools/vms")
     assert config.networks["upstream"].user
+
+
+def test_pool_can_be_one_of_ceph(tmp_path: Path) -> None:
+    place = State(tmp_path)
+    place.create("ceph")
+    place.choose_ports(running=False)
+    pool = parse_config(configuration.document(place, "/secrets")).storage.pools["vms"]
+    assert (pool.driver, pool.ceph_pool, pool.ceph_user) == ("rbd", "vms", "pvc")
+    assert pool.ceph_conf == str(place / "ceph/ceph.conf")
+    with pytest.raises(WrongState, match="kind ceph"):
+        place.create("directory")
+    place.create()
+    assert place.pool_kind == "ceph"
 
 
 def test_scripts_do_not_see_the_state(place: State) -> None:

@@ -35,6 +35,8 @@ PROVIDERS = {
     "marshmallow": "python3-marshmallow",
     "prometheus_client": "python3-prometheus-client",
     "psycopg2": "python3-psycopg2",
+    "rados": "python3-rados",
+    "rbd": "python3-rbd",
     "redis": "python3-redis",
     "requests": "python3-requests",
     "rich": "python3-rich",
@@ -46,12 +48,16 @@ PROVIDERS = {
 }
 
 
-def stanzas() -> dict[str, set[str]]:
-    """Package -> names in its Depends."""
+# Imported only when a pool of their kind is used; the node daemon recommends them.
+OPTIONAL = {"rados", "rbd"}
+
+
+def stanzas(field: str = "Depends") -> dict[str, set[str]]:
+    """Package -> names in its Depends, or in another field."""
     result = {}
     for stanza in (CHECKOUT / "debian/control").read_text().split("\n\n"):
         name = re.search(r"^Package: (\S+)$", stanza, re.MULTILINE)
-        depends = re.search(r"^Depends:((?:.*\n?)(?: .*\n?)*)", stanza, re.MULTILINE)
+        depends = re.search(rf"^{field}:((?:.*\n?)(?: .*\n?)*)", stanza, re.MULTILINE)
         if name and depends:
             words = [word.strip() for word in depends[1].split(",")]
             result[name[1]] = {word.split()[0] for word in words if word and not word.startswith("$")}
@@ -79,14 +85,28 @@ def test_imports_are_dependencies(package: str) -> None:
     foreign = names - OUR_MODULES - set(sys.stdlib_module_names)
     assert names, "nothing found"
     assert foreign <= PROVIDERS.keys(), "tell PROVIDERS which Debian package has it"
-    assert {PROVIDERS[name] for name in foreign} <= depends(package)
+    assert {PROVIDERS[name] for name in foreign - OPTIONAL} <= depends(package)
+
+
+def test_optional_libraries_are_recommended_to_nodes() -> None:
+    assert {PROVIDERS[name] for name in OPTIONAL} <= stanzas("Recommends")["pvc-node-daemon"]
+
+
+def test_optional_libraries_are_imported_when_they_are_used() -> None:
+    """Every daemon starts on a machine that does not have them."""
+    directories = (directory for paths in OURS.values() for directory in paths)
+    sources = [path for directory in directories for path in (CHECKOUT / directory).rglob("*.py")]
+    for path in sources:
+        for node in ast.parse(path.read_text()).body:
+            names = {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+            assert not names & OPTIONAL, path
 
 
 def test_python_libraries_in_control_are_imported() -> None:
     names = {
         name for directories in OURS.values() for directory in directories for name in imported(directory)
     }
-    needed = {PROVIDERS[name] for name in names if name in PROVIDERS}
+    needed = {PROVIDERS[name] for name in names - OPTIONAL if name in PROVIDERS}
     listed = {name for package in OURS for name in stanzas()[package] if name.startswith("python3-")}
     # SQLAlchemy loads its driver, Celery its transport, by name.
     assert listed - needed == {"python3-psycopg2", "python3-redis"} - needed

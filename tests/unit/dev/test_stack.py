@@ -17,6 +17,7 @@ from pvccommon.errors import NotFound, WrongState
     [
         ((), [cls.name for cls in SERVICES]),
         (("libvirt",), ["virtlogd", "libvirtd"]),
+        (("ceph",), ["ceph-mon", "ceph-mgr", "ceph-osd"]),
         (("redis", "postgresql"), ["postgresql", "redis"]),
         (("node", "libvirtd"), ["libvirtd", "node"]),
     ],
@@ -34,7 +35,6 @@ def test_unknown_service_is_named_with_the_known_ones() -> None:
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["up", "--pool", "ceph"], "cannot start Ceph yet"),
         (["up", "--nodes", "3"], "one node"),
         (["up", "--set", "nonsense"], "SECTION.KEY=VALUE"),
         (["env"], "there is none"),

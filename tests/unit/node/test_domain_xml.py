@@ -31,6 +31,28 @@ def test_volumes_become_the_files_behind_them() -> None:
     assert disk.find("backingStore/backingStore") is not None, "the chain must end, or libvirt probes"
 
 
+def test_images_of_a_cluster_become_network_disks() -> None:
+    """The key itself is nowhere in the document, only the name libvirt knows it by."""
+    name = "5a1c8f2e-0000-4000-8000-000000000001"
+    hosts = (("10.0.0.1", 6789), ("fd00::1", 6789))
+    source = DiskSource("network", "vms/web1_sda", "raw", (), "rbd", hosts, "pvc", name)
+    disk = resolve(plan(), source).find("devices/disk")
+    assert (disk.get("type"), disk.find("driver").get("type")) == ("network", "raw")
+    found = disk.find("source")
+    assert found.attrib == {"protocol": "rbd", "name": "vms/web1_sda"}
+    assert [host.attrib for host in found.findall("host")] == [
+        {"name": host, "port": str(port)} for host, port in hosts
+    ]
+    assert found.find("auth").get("username") == "pvc"
+    assert found.find("auth/secret").attrib == {"type": "ceph", "uuid": name}
+    again = refresh_disks(
+        etree.tostring(disk.getroottree().getroot(), encoding="unicode"),
+        [{"pool": "vms", "volume": "web1_sda", "disk_id": "sda"}],
+        lambda pool, volume: DiskSource("file", "/pool/a.raw", "raw"),
+    )
+    assert etree.fromstring(again).find("devices/disk/source").attrib == {"file": "/pool/a.raw"}
+
+
 def test_disks_follow_their_volumes_before_a_start() -> None:
     first = etree.tostring(resolve(plan(), DiskSource("file", "/pool/a.raw", "raw")), encoding="unicode")
     volumes = [{"pool": "vms", "volume": f"web1_{disk}", "disk_id": disk} for disk in ("sda", "sdb")]

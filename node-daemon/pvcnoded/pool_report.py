@@ -1,0 +1,49 @@
+"""What a node tells of its pools. A pool that is silent (a Ceph cluster) must not silence the node."""
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+from pvccommon.errors import PvcError
+from pvccommon.models import Json
+from pvccommon.storage.pool import StoragePool
+
+PATIENCE_S = 2.0
+
+
+class PoolReport:
+    """Asks each pool in a thread of its own, and again when it has answered."""
+
+    def __init__(self, pools: Mapping[str, StoragePool], patience_s: float = PATIENCE_S) -> None:
+        self._pools = pools
+        self._patience_s = patience_s
+        self._asked: dict[str, Future[Json]] = {}
+        self._threads = ThreadPoolExecutor(max(1, len(pools)), thread_name_prefix="pool report")
+
+    def take(self) -> Json:
+        """{pool: {driver, mapping, total_bytes, free_bytes, error?}}, within the patience given."""
+        for name, pool in self._pools.items():
+            if name not in self._asked:
+                self._asked[name] = self._threads.submit(measure, pool)
+        wait(self._asked.values(), timeout=self._patience_s)
+        return {name: self._answer(name, pool) for name, pool in self._pools.items()}
+
+    def _answer(self, name: str, pool: StoragePool) -> Json:
+        if not self._asked[name].done():
+            return unusable(pool, f"the pool has not answered for {self._patience_s:g} s")
+        return self._asked.pop(name).result()
+
+
+def measure(pool: StoragePool) -> Json:
+    try:
+        space = pool.space()
+    except PvcError as exc:
+        return unusable(pool, exc.message)
+    return {**_words(pool), "total_bytes": space.total_bytes, "free_bytes": space.free_bytes}
+
+
+def unusable(pool: StoragePool, error: str) -> Json:
+    return {**_words(pool), "total_bytes": 0, "free_bytes": 0, "error": error}
+
+
+def _words(pool: StoragePool) -> Json:
+    return {"driver": pool.driver, "mapping": pool.mapping()}

@@ -1,0 +1,51 @@
+"""A node reports in time, whatever its pools do."""
+
+import threading
+import time
+
+from pvccommon.errors import EnvironmentFault
+from pvccommon.storage import PoolSpace
+from pvcnoded.pool_report import PoolReport
+
+
+class FakePool:
+    """A pool that answers when it is told to."""
+
+    driver = "rbd"
+
+    def __init__(self, *, silent: bool = False, broken: bool = False) -> None:
+        self.answers = threading.Event()
+        self.broken = broken
+        self.asked = 0
+        if not silent:
+            self.answers.set()
+
+    def mapping(self) -> str:
+        return "export"
+
+    def space(self) -> PoolSpace:
+        self.asked += 1
+        self.answers.wait(10)
+        if self.broken:
+            raise EnvironmentFault("measure pool", "the cluster is gone")
+        return PoolSpace(10, 4, 6)
+
+
+def test_a_silent_pool_delays_nothing_and_comes_back() -> None:
+    silent, good = FakePool(silent=True), FakePool()
+    report = PoolReport({"slow": silent, "vms": good}, patience_s=0.1)  # type: ignore[dict-item]
+    for _ in range(2):
+        started = time.monotonic()
+        found = report.take()
+        assert time.monotonic() - started < 1
+        assert "has not answered" in found["slow"]["error"]
+        assert found["vms"] == {"driver": "rbd", "mapping": "export", "total_bytes": 10, "free_bytes": 6}
+    assert silent.asked == 1, "it is not asked again while it has not answered"
+    silent.answers.set()
+    time.sleep(0.05)
+    assert "error" not in report.take()["slow"]
+
+
+def test_a_broken_pool_is_reported_with_its_reason() -> None:
+    report = PoolReport({"vms": FakePool(broken=True)})  # type: ignore[dict-item]
+    assert "the cluster is gone" in report.take()["vms"]["error"]
