@@ -70,8 +70,10 @@ class StageOrder:
         """Whether nothing is to come that belongs before a line of this stage."""
         if not self._task:
             return False
-        ending = is_finished(self._task) or self._task.get("build_state") == "undoing"
-        return ending or not self._stages or any(known.get("stage") == stage for known in self._stages)
+        if is_finished(self._task) or self._task.get("build_state") == "undoing":
+            return True
+        # A server that knows no stages has no key for them; a build that waits has an empty list.
+        return "stages" not in self._task or any(known.get("stage") == stage for known in self._stages)
 
     def _place(self, stage: str) -> int:
         """Which of the stages it is; the number of all for one that is none of them."""

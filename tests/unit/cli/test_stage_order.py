@@ -51,6 +51,17 @@ def test_a_state_older_than_the_lines_does_not_release_them() -> None:
     ) == ["load=1.0", "setup=0.1", "b"]
 
 
+def test_a_build_that_was_still_waiting_does_not_release_them() -> None:
+    queued = state(state="PENDING")
+    assert shown(
+        queued,
+        log_event(1, "a", "collect"),
+        log_event(2, "b", "create"),
+        queued,
+        state(("collect", 0.1), ("create", None)),
+    ) == ["a", "collect=0.1", "b"]
+
+
 def test_lines_of_an_unknown_stage_are_not_held_for_ever() -> None:
     first, second = state(("load", None), percent=1), state(("load", None), percent=2)
     order = StageOrder()
