@@ -41,7 +41,7 @@ def is_alive(node: Node) -> bool:
 
 
 def lock_placement(session: Session) -> None:
-    """Let no other transaction place a VM until this one ends: what is free then stays so until it is taken."""
+    """Let no other transaction place a VM until this one ends: what is free stays so until it is taken."""
     session.execute(select(func.pg_advisory_xact_lock(PLACEMENT_LOCK)))
 
 
