@@ -9,12 +9,10 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-
-# No public module gives a pattern's syntax tree, nor compiles a part of one.
-from re import _compiler, _parser  # type: ignore[attr-defined]
 from typing import Any, cast
 
 from pvccommon.errors import Problem, WrongInput
+from pvccommon.patterns import Budget, check_pattern, fits
 
 CLASS_NAME = "VMBuilderScript"
 STAGES = ("setup", "create", "prepare", "install", "cleanup")
@@ -26,10 +24,6 @@ TRUE_WORDS = ("true", "yes", "y", "on", "t", "1")
 FALSE_WORDS = ("false", "no", "n", "off", "f", "0")
 REDACTED = "<redacted>"
 MAX_ARGUMENTS = 256
-MAX_PATTERN = 1024  # characters
-MAX_PATTERN_DEPTH = 20
-MAX_MATCHED = 1024  # characters of a value, or of an item of a list, that is compared with a pattern
-MAX_WORK = 200_000  # steps for all patterns of one request; a step takes about a microsecond
 
 
 @dataclass(frozen=True)
@@ -109,7 +103,7 @@ def type_arguments(
             takes = ", ".join(known) or "none"
             problems.append(Problem(f"arguments.{name}", f"unknown argument; the script takes: {takes}"))
     values: dict[str, Any] = {}
-    work = Work()
+    budget = Budget()
     for name, argument in known.items():
         if name not in plain:
             if argument.required:
@@ -119,7 +113,7 @@ def type_arguments(
             values[name] = argument.default
             continue
         try:
-            values[name] = _typed(argument, plain[name], work)
+            values[name] = _typed(argument, plain[name], budget)
         except ValueError as exc:
             problems.append(Problem(f"arguments.{name}", str(exc)))
     return values, plain, problems
@@ -158,145 +152,18 @@ def _split_texts(texts: Iterable[str]) -> tuple[dict[str, str], list[Problem]]:
     return plain, problems
 
 
-class Work:
-    """How much the patterns of one request may still cost."""
-
-    def __init__(self) -> None:
-        self._left = MAX_WORK
-
-    def spend(self, steps: int) -> None:
-        self._left -= steps
-        if self._left < 0:
-            raise ValueError("is too much work to compare with the script's patterns; give less")
-
-
-class Pattern:
-    """A regular expression whose comparison takes bounded time.
-
-    A pattern comes from a script, a value from any operator, and `re` can need years for a short value.
-    So `re` only says where a single character fits. From that the positions of the text which the pattern can
-    have reached are computed, all at once, as the bits of an integer.
-    """
-
-    def __init__(self, pattern: str) -> None:
-        """Raises ValueError: not a regular expression, or one that asks for more than this can do."""
-        if len(pattern) > MAX_PATTERN:
-            raise ValueError(f"is longer than {MAX_PATTERN} characters")
-        try:
-            self._tree = _parser.parse(pattern)
-        except (re.error, OverflowError, RecursionError) as exc:
-            raise ValueError(f"is not a regular expression: {exc}") from exc
-        if self._tree.state.flags & re.IGNORECASE:
-            raise ValueError(_CANNOT.format("(?i)"))
-        _require_bounded(self._tree)
-        self._compiled: dict[tuple[Any, int], re.Pattern[str]] = {}
-
-    def fullmatch(self, text: str, work: Work) -> bool:
-        """Raises ValueError when the text is too long."""
-        if len(text) > MAX_MATCHED:
-            raise ValueError(f"has more than {MAX_MATCHED} characters")
-        return bool(self._through(self._tree, 1, _Places(text, work)) >> len(text) & 1)
-
-    def _through(self, items: Iterable[tuple[Any, Any]], starts: int, places: "_Places") -> int:
-        """The positions at which the items can end that begin at one of `starts`."""
-        for operation, value in items:
-            places.work.spend(1)
-            starts = self._step(operation, value, starts, places)
-        return starts
-
-    def _step(self, operation: Any, value: Any, starts: int, places: "_Places") -> int:
-        if operation is _parser.BRANCH:
-            ends = 0
-            for branch in value[1]:
-                ends |= self._through(branch, starts, places)
-            return ends
-        if operation is _parser.SUBPATTERN:
-            return self._through(value[-1], starts, places)
-        if operation in _REPEATS:
-            return self._repeat(int(value[0]), int(value[1]), value[2], starts, places)
-        fits = starts & places.of(self._single(operation, value, places.work))
-        return fits if operation is _parser.AT else fits << 1
-
-    def _repeat(self, least: int, most: int, items: Any, starts: int, places: "_Places") -> int:
-        for _ in range(least):
-            before, starts = starts, self._through(items, starts, places)
-            if starts == before:
-                break
-        reached = new = starts
-        for _ in range(most - least):
-            new = self._through(items, new, places) & ~reached
-            if not new:
-                break
-            reached |= new
-        return reached
-
-    def _single(self, operation: Any, value: Any, work: Work) -> re.Pattern[str]:
-        """One character, or one condition such as `$`, as a pattern of its own."""
-        key = operation, id(value)
-        if key not in self._compiled:
-            work.spend(50)
-            state = self._tree.state
-            part = _parser.SubPattern(state, [(operation, value)])
-            self._compiled[key] = _compiler.compile(part, state.flags)
-        return self._compiled[key]
-
-
-class _Places:
-    """Where in one text single characters fit."""
-
-    def __init__(self, text: str, work: Work) -> None:
-        self.work = work
-        self._text = text
-        self._known: dict[int, int] = {}
-
-    def of(self, single: re.Pattern[str]) -> int:
-        if id(single) not in self._known:
-            self.work.spend(1 + len(self._text) // 4)
-            self._known[id(single)] = sum(1 << found.start() for found in single.finditer(self._text))
-        return self._known[id(single)]
-
-
-_REPEATS = (_parser.MAX_REPEAT, _parser.MIN_REPEAT)
-_SINGLES = (_parser.LITERAL, _parser.NOT_LITERAL, _parser.ANY, _parser.IN, _parser.AT)
-_CANNOT = "uses {}, which cannot be compared in bounded time; write it with characters, |, groups and repeats"
-_NAMES = {
-    "ASSERT": "a look-around",
-    "ASSERT_NOT": "a look-around",
-    "GROUPREF": "a back-reference",
-    "GROUPREF_EXISTS": "a conditional group",
-    "POSSESSIVE_REPEAT": "a possessive repeat",
-    "ATOMIC_GROUP": "an atomic group",
-}
-
-
-def _require_bounded(items: Iterable[tuple[Any, Any]], depth: int = 0) -> None:
-    if depth > MAX_PATTERN_DEPTH:
-        raise ValueError(f"is nested deeper than {MAX_PATTERN_DEPTH} levels")
-    for operation, value in items:
-        if operation is _parser.BRANCH:
-            for branch in value[1]:
-                _require_bounded(branch, depth + 1)
-        elif operation is _parser.SUBPATTERN and (value[1] or value[2]):
-            raise ValueError(_CANNOT.format("flags within a group"))
-        elif operation is _parser.SUBPATTERN or operation in _REPEATS:
-            _require_bounded(value[-1], depth + 1)
-        elif operation not in _SINGLES:
-            raise ValueError(_CANNOT.format(_NAMES.get(str(operation), str(operation).lower())))
-
-
-def _typed(argument: Argument, text: str, work: Work) -> Any:
+def _typed(argument: Argument, text: str, budget: Budget) -> Any:
     value = _CONVERT[argument.type](text)
-    _require_allowed(argument, value if isinstance(value, list) else [value], work)
+    _require_allowed(argument, value if isinstance(value, list) else [value], budget)
     return value
 
 
-def _require_allowed(argument: Argument, items: Iterable[Any], work: Work) -> None:
+def _require_allowed(argument: Argument, items: Iterable[Any], budget: Budget) -> None:
     """Raise ValueError for the first item that the argument does not allow."""
-    pattern = Pattern(argument.pattern) if argument.pattern is not None else None
     for item in items:
         if argument.choices and item not in argument.choices:
             raise ValueError(f"{item!r} is not one of {', '.join(map(str, argument.choices))}")
-        if pattern and not pattern.fullmatch(str(item), work):
+        if argument.pattern is not None and not fits(argument.pattern, str(item), budget):
             raise ValueError(f"{item!r} does not match {argument.pattern}")
         if argument.minimum is not None and item < argument.minimum:
             raise ValueError(f"{item} is too small; must be at least {argument.minimum}")
@@ -500,7 +367,7 @@ def _check_pattern(kind: str, values: Mapping[str, Any]) -> Iterable[tuple[str, 
         yield "pattern", "must be a regular expression as a text, for arguments of type string or list"
         return
     try:
-        Pattern(pattern)
+        check_pattern(pattern)
     except ValueError as exc:
         yield "pattern", str(exc)
 
@@ -524,7 +391,7 @@ def _check_default(
         yield "default", f"{default!r} is not of type {kind}"
     elif limits:
         try:
-            _require_allowed(limits, items, Work())
+            _require_allowed(limits, items, Budget())
         except ValueError as exc:
             yield "default", str(exc)
 

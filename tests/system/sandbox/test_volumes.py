@@ -124,7 +124,7 @@ def test_mmdebstrap_builds_a_debian_root(opened: Opener, loop: LoopMaker) -> Non
         give(inside, disk)
         inside.good(f"mkfs.ext4 -q {disk.path}")
         inside.sandbox.mount(disk.path, "/tmp/target", "ext4")
-        sources = "cat /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null"
+        sources = "cat /etc/apt/sources.list.d/*debian.sources /etc/apt/sources.list 2>/dev/null"
         inside.good(f"({sources}) | mmdebstrap --mode=root --variant=minbase bookworm /tmp/target -")
         inside.good("mount --bind /dev /tmp/target/dev && mount -t proc proc /tmp/target/proc")
         inside.good("chroot /tmp/target dpkg --audit && chroot /tmp/target apt-get update")

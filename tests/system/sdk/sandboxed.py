@@ -24,6 +24,8 @@ Json = dict[str, Any]
 class KeptLog:
     """Stands in for the build log: keeps the lines, and prints them when asked to."""
 
+    is_cut = False
+
     def __init__(self) -> None:
         self.lines: list[str] = []
         self._verbose = bool(os.environ.get("SHOW_BUILD_LOG"))

@@ -11,14 +11,13 @@ from pvccommon import declarations
 from pvccommon.declarations import (
     Argument,
     Declaration,
-    Pattern,
-    Work,
     mask_texts,
     read_declaration,
     split_secrets,
     type_arguments,
 )
 from pvccommon.errors import WrongInput
+from pvccommon.patterns import Budget, fits
 
 HEAD = "from vmbuilder import Argument, VMBuilder\n"
 BUILDERS = Path(__file__).parents[3] / "provisioner-scripts" / "builders"
@@ -122,15 +121,6 @@ BAD = {
             ("choices=('a', '\\udfff')", "arguments[0].choices[1]: holds half"),
             ("type='integer', pattern='1'", "of type string or list"),
             ("pattern=b'1'", "must be a regular expression"),
-            (r"pattern=r'(a)\1'", "a back-reference"),
-            (r"pattern=r'(?=a)a'", "a look-around"),
-            (r"pattern=r'(?<!a)a'", "a look-around"),
-            (r"pattern=r'(?>a)'", "an atomic group"),
-            (r"pattern=r'a++'", "a possessive repeat"),
-            (r"pattern=r'(?i)a'", "bounded time"),
-            (r"pattern=r'(?i:a)'", "flags within a group"),
-            (f"pattern='{'(' * 30}{')' * 30}'", "nested deeper"),
-            (f"pattern='{'(' * 500}{')' * 500}'", "pattern: is"),
             (f"pattern='{'a' * 2000}'", "longer than 1024"),
         )
     },
@@ -235,14 +225,12 @@ def test_no_pattern_takes_long(pattern: str, text: str) -> None:
     assert time.monotonic() - begun < 5
 
 
-def test_many_items_and_arguments_do_not_take_long_either() -> None:
-    pattern = "".join(f"[a{chr(0x100 + n)}]?" for n in range(200))
-    arguments = tuple(Argument(f"x{n}", type="list", pattern=pattern) for n in range(20))
+def test_all_patterns_of_a_request_share_one_budget() -> None:
+    arguments = tuple(Argument(f"x{n}", pattern="(?:a|a)*b(?:a|a)*$|(a*)*(a*)*(a*)*b") for n in range(50))
     begun = time.monotonic()
-    texts = [f"{argument.name}={'aaaaaaaa,' * 5000}" for argument in arguments]
-    _, _, problems = type_arguments(Declaration("", "", 1, False, True, "", arguments), texts)
+    texts = [f"{argument.name}={'a' * 40}" for argument in arguments]
+    type_arguments(Declaration("", "", 1, False, True, "", arguments), texts)
     assert time.monotonic() - begun < 10
-    assert "too much work" in problems[0].message
 
 
 def test_long_values_are_compared_with_no_pattern() -> None:
@@ -258,13 +246,13 @@ PATTERNS = [
 ]  # fmt: skip
 
 
+TEXTS = ["".join(letters) for size in range(5) for letters in itertools.product("ab\n", repeat=size)]
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_patterns_mean_what_they_mean_to_python(pattern: str) -> None:
-    compiled = Pattern(pattern)
-    for length in range(5):
-        for letters in itertools.product("ab\n", repeat=length):
-            text = "".join(letters)
-            assert compiled.fullmatch(text, Work()) == bool(re.fullmatch(pattern, text)), text
+    for text in TEXTS:
+        assert fits(pattern, text, Budget()) == bool(re.fullmatch(pattern, text)), text
 
 
 def test_patterns_of_our_builders_match_what_they_should() -> None:
@@ -277,8 +265,8 @@ def test_patterns_of_our_builders_match_what_they_should() -> None:
 
 
 def test_a_pattern_of_an_older_declaration_is_a_problem_not_a_crash() -> None:
-    declaration = Declaration("", "", 1, False, True, "", (Argument("x", pattern=r"(a)\1"),))
-    assert "back-reference" in type_arguments(declaration, ["x=aa"])[2][0].message
+    declaration = Declaration("", "", 1, False, True, "", (Argument("x", pattern="("),))
+    assert "not a regular expression" in type_arguments(declaration, ["x=aa"])[2][0].message
 
 
 def test_too_many_arguments() -> None:

@@ -38,6 +38,7 @@ PROVIDERS = {
     "rados": "python3-rados",
     "rbd": "python3-rbd",
     "redis": "python3-redis",
+    "regex": "python3-regex",
     "requests": "python3-requests",
     "rich": "python3-rich",
     "sqlalchemy": "python3-sqlalchemy",
