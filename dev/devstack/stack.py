@@ -179,8 +179,8 @@ def temporary_stack(
     One whose test was killed is removed by the next.
     """
     require_root()
+    remove_abandoned()  # the last one takes the directory above with it
     create_searchable(DEFAULT_ROOT)
-    remove_abandoned()
     stack = Stack(Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=DEFAULT_ROOT)), say)
     Process.current().save(stack.state / OWNER)
     try:
