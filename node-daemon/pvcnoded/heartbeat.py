@@ -30,7 +30,7 @@ class Heartbeat:
         """Write the row; raises when the database does not answer."""
         total, free = memory_mib()
         pools = self._pools.take()
-        states = self._vm_states()  # last: a command may write a newer one meanwhile
+        answers = self._note_vms()
         values = {
             "heartbeat": now(),
             "started": self._started,
@@ -45,7 +45,7 @@ class Heartbeat:
             "filesystems": self._filesystems,
             "capabilities": {
                 **self._capabilities,
-                "libvirt": "running" if states is not None else "does not answer",
+                "libvirt": "running" if answers else "does not answer",
             },
             **system_words(),
         }
@@ -56,8 +56,6 @@ class Heartbeat:
             else:
                 for column, value in values.items():
                     setattr(row, column, value)
-            if states is not None:
-                self._note_vms(session, states)
 
     def say_goodbye(self) -> None:
         """The daemon ends in order: nothing more is to be sent here."""
@@ -66,16 +64,22 @@ class Heartbeat:
             if row is not None:
                 row.stopped = True
 
-    def _note_vms(self, session: object, states: dict[str, str]) -> None:
-        query = select(Vm).where(Vm.node == self._config.node.name, Vm.state != "provision")
-        for vm in session.execute(query).scalars():  # type: ignore[attr-defined]
-            seen = states.get(vm.name, "missing")
-            if vm.seen != seen:
-                vm.seen = seen
+    def _note_vms(self) -> bool:
+        """Write the states the VMs are in; whether libvirt answers.
 
-    def _vm_states(self) -> dict[str, str] | None:
-        try:
-            return self._process.hypervisor.states()
-        except PvcError as exc:
-            logger.warning("libvirt: %s", exc.message)
-            return None
+        The rows are locked before libvirt is asked: a command that changes a VM meanwhile writes its newer state
+        after this one, never before.
+        """
+        mine = select(Vm).where(Vm.node == self._config.node.name, Vm.state != "provision")
+        with self._process.database.session() as session:
+            vms = session.execute(mine.order_by(Vm.name).with_for_update()).scalars().all()
+            try:
+                states = self._process.hypervisor.states()
+            except PvcError as exc:
+                logger.warning("libvirt: %s", exc.message)
+                return False
+            for vm in vms:
+                seen = states.get(vm.name, "missing")
+                if vm.seen != seen:
+                    vm.seen = seen
+        return True
