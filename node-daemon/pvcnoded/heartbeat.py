@@ -67,8 +67,8 @@ class Heartbeat:
     def _note_vms(self) -> bool:
         """Write the states the VMs are in; whether libvirt answers.
 
-        The rows are locked before libvirt is asked: a command that changes a VM meanwhile writes its newer state
-        after this one, never before.
+        The rows are locked before libvirt is asked: a command that changes a VM meanwhile writes its newer
+        state after this one, never before.
         """
         mine = select(Vm).where(Vm.node == self._config.node.name, Vm.state != "provision")
         with self._process.database.session() as session:
