@@ -20,7 +20,7 @@ _ONE_LINE: Final = re.compile(
 _POCKETS: Final = ("", "-updates", "-security", "/updates")
 _ROLLING: Final = ("sid", "unstable", "testing", "devel", "rc-buggy", "experimental")
 _ARCHIVE_PATHS: Final = ("debian", "debian-security", "ubuntu", "ubuntu-ports")
-_ARCHIVE_HOSTS: Final = ("security.example", "security.example")
+_SECURITY_HOST: Final = "security."  # its archive may be at the top of the host
 _ARCHIVE_KEYRING: Final = re.compile(r".*/(debian|ubuntu)-archive-[^/]*")
 
 
@@ -145,7 +145,8 @@ def _is_archive(source: AptSource, codename: str) -> bool:
         return False
     if source.signed_by:
         return bool(_ARCHIVE_KEYRING.fullmatch(source.signed_by))
-    return parts.hostname in _ARCHIVE_HOSTS or parts.path.rstrip("/").rpartition("/")[2] in _ARCHIVE_PATHS
+    last = parts.path.rstrip("/").rpartition("/")[2]
+    return last in _ARCHIVE_PATHS or (not last and parts.hostname.startswith(_SECURITY_HOST))
 
 
 def _for_release(source: AptSource, codename: str, release: str) -> Iterable[AptSource]:
