@@ -64,15 +64,26 @@ class Service(ABC):
 
     def start(self) -> None:
         """Start the service and wait until it serves; nothing to do when it runs."""
-        if not self.process:
-            self._end_session()
-            self.prepare()
-            order = self.launch()
-            log = self.state.log(self.name)
-            new = process.start(order.argv, env=order.env, log=log, user=order.user, state=self.state.path)
-            new.save(self.state.record(self.name))
-        self.wait_ready()
+        found_running = self.process is not None
+        if not found_running:
+            self._start_process()
+        try:
+            self.wait_ready()
+        except EnvironmentFault:
+            if not found_running or self.process:
+                raise
+            # It was dying when it was looked at, from a signal of a moment before.
+            self._start_process()
+            self.wait_ready()
         self.after_start()
+
+    def _start_process(self) -> None:
+        self._end_session()
+        self.prepare()
+        order = self.launch()
+        log = self.state.log(self.name)
+        new = process.start(order.argv, env=order.env, log=log, user=order.user, state=self.state.path)
+        new.save(self.state.record(self.name))
 
     def wait_ready(self) -> None:
         """Raises EnvironmentFault with the end of the log when the service dies or does not serve in time."""
