@@ -12,6 +12,9 @@ from pvccommon.models import ACTIVE_STATES, Build, Json, Vm, one_of
 from pvccommon.placement import Candidate, allowed_nodes
 
 MIB = 1024**2
+
+# (node, pool, volume) -> {"size_bytes": …} or None; raises when it cannot be found out.
+FindVolume = Callable[[str, str, str], Json | None]
 NAME_CHECK = "name"  # fails when the name is taken
 
 
@@ -31,7 +34,7 @@ def check_plan(
     node: Candidate | None,
     candidates: Sequence[Candidate],
     reserved_mib: int,
-    find_volume: Callable[[str, str, str], Json | None] | None,
+    find_volume: FindVolume | None,
 ) -> Iterator[Check]:
     """Every check, in the order a user would ask."""
     yield check_name(session, plan)
@@ -123,9 +126,7 @@ def check_networks(plan: Json, node: Candidate) -> Iterator[Check]:
             yield Check(path, True, f"on {'user-mode network' if known.get('user') else known.get('bridge')}")
 
 
-def check_volumes(
-    plan: Json, node: Candidate, find_volume: Callable[[str, str, str], Json | None] | None
-) -> Iterator[Check]:
+def check_volumes(plan: Json, node: Candidate, find_volume: FindVolume | None) -> Iterator[Check]:
     """Pools and sources exist, targets do not."""
     for volume in plan["volumes"]:
         pool, name, source = volume["pool"], volume["volume"], volume["source_volume"]

@@ -4,7 +4,7 @@ Nothing here changes anything. The plan is plain JSON and all that a worker need
 """
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from pvccommon import declarations, names
-from pvccommon.checks import NAME_CHECK, Check, check_plan
+from pvccommon.checks import NAME_CHECK, Check, FindVolume, check_plan
 from pvccommon.config import Config
 from pvccommon.declarations import Declaration
 from pvccommon.errors import Exists, Problem, WrongInput
@@ -35,9 +35,6 @@ SYSTEM_FIELDS = (
     "migration_method",
     "migration_max_downtime",
 )
-
-# (node, pool, volume) -> {"size_bytes": …} or None; raises when it cannot be found out.
-FindVolume = Callable[[str, str, str], Json | None]
 
 
 @dataclass(frozen=True)
@@ -83,10 +80,6 @@ class PlannedBuild:
             taken = not self.problems and [problem.path for problem in failed] == [NAME_CHECK]
             error = Exists if taken else WrongInput
             raise error("create the VM", problems=(*self.problems, *failed), hint=hint)
-
-
-def require_ok(planned: PlannedBuild) -> None:
-    planned.require_ok()
 
 
 def plan_build(

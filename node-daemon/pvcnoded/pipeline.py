@@ -113,9 +113,8 @@ class Pipeline:
         self._domain = check_domain(xml, self.plan)
         name, uuid = self.plan["vm"]["name"], self.plan["vm"]["uuid"]
         definition = self._resolve(source_to_come)
-        self.hypervisor.require_free(
-            name
-        )  # once more: libvirt takes a second definition of a name for a change
+        # Looked at once more: the journal's next line must not name a domain that was there before.
+        self.hypervisor.require_free(name)
         # The names in the journal are such that undoing can only meet what this build has made.
         with self.journal.making(VM, f"{name}/{self.journal.build_id}"):
             write_vm(self.database, self.journal.build_id, self.plan, definition)
