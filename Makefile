@@ -1,7 +1,7 @@
 # The commands of this project. Everything installs what it needs first; a second run has nothing to install.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-clean test lint bench deb docs clean
+.PHONY: help install demo demo-clean test chaos lint bench deb docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ demo-clean: ## remove the demo's VM, stack and data
 
 test: install ## run every check and test
 	@dev/check all
+
+chaos: install ## break everything at every point of a build, for about three hours (parts: ARGS="--help")
+	@dev/check chaos $(ARGS)
 
 lint: install ## check format, style and types
 	@dev/check lint

@@ -16,13 +16,22 @@ from typing import Any
 
 from devstack.service import Launch, Service
 from devstack.state import State, write_private
-from pvccommon.errors import EnvironmentFault
+from pvccommon.errors import EnvironmentFault, TimedOut
 from pvccommon.run import run
 
 USER = "ceph"
 MON, MGR, OSD = "a", "x", "0"
 POOL = "vms"
-CLIENT = "pvc"
+CLIENT, MANAGER = "pvc", "pvc-manager"
+MANAGER_COMMANDS = (
+    "osd pool create",
+    "osd pool set",
+    "osd pool application enable",
+    "osd pool application set",
+    "osd pool delete",
+    "osd crush rule create-replicated",
+)
+MANAGER_CAPABILITIES = ", ".join(["allow r", *(f"allow command '{text}'" for text in MANAGER_COMMANDS)])
 OSD_BYTES = 32 * 1024**3
 PLACEMENT_GROUPS = 16
 ADMIN = "client.admin"
@@ -32,7 +41,12 @@ CAPABILITIES: dict[str, dict[str, str]] = {
     ADMIN: {"mon": "allow *", "mgr": "allow *", "osd": "allow *"},
     f"mgr.{MGR}": {"mon": "allow profile mgr", "osd": "allow *"},
     f"osd.{OSD}": {"mon": "allow profile osd", "mgr": "allow profile osd", "osd": "allow *"},
-    f"client.{CLIENT}": {"mon": "profile rbd", "osd": f"profile rbd pool={POOL}"},
+    # As docs/storage.md says: pools made through the API carry a mark that these capabilities name.
+    f"client.{CLIENT}": {
+        "mon": "profile rbd, allow command 'osd pool op unmanaged-snap'",
+        "osd": f"profile rbd pool={POOL}, allow rwx tag rbd pvc=volumes",
+    },
+    f"client.{MANAGER}": {"mon": MANAGER_CAPABILITIES},
 }
 CONF = """\
 [global]
@@ -49,12 +63,19 @@ auth client required = cephx
 osd pool default size = 1
 osd pool default min size = 1
 osd pool default pg autoscale mode = off
+# A restarted OSD serves nothing while somebody might read from its former self: 2 seconds, not 16.
+osd pool default read lease ratio = 0.1
 osd crush chooseleaf type = 0
 keyring = {directory}/ceph.$name.keyring
+
+[client]
+objecter timeout = 2
+objecter tick interval = 1
 
 [mon]
 auth allow insecure global id reclaim = false
 mon allow pool size one = true
+mon allow pool delete = true
 # A snapshot is made known by the monitor, which else collects changes for a second.
 paxos propose interval = 0.05
 paxos min wait = 0.01
@@ -107,6 +128,25 @@ def ceph(state: State, *words: str, timeout_s: float = 60) -> Any:
     program = ["ceph", *options, "--connect-timeout", "5", "--format", "json"]
     answer = run([*program, *words], timeout_s=timeout_s).stdout.strip()
     return json.loads(answer) if answer else None
+
+
+def set_quota(state: State, *, objects: int) -> None:
+    """How many objects the pool may have; 0: as many as fit."""
+    ceph(state, "osd", "pool", "set-quota", POOL, "max_objects", str(objects))
+
+
+def wait_until_full(state: State, *, full: bool = True, timeout_s: float = 60) -> None:
+    """Until the cluster has noticed that a quota is used up, or is not any more. Raises TimedOut."""
+    deadline = time.monotonic() + timeout_s
+    while _is_full(state) != full:
+        if time.monotonic() > deadline:
+            raise TimedOut(f"wait for pool {POOL} to be {'full' if full else 'usable'}", f"{timeout_s:g} s")
+        time.sleep(0.2)
+
+
+def _is_full(state: State) -> bool:
+    pools = ceph(state, "osd", "pool", "ls", "detail")
+    return any(pool["pool_name"] == POOL and "full" in pool["flags_names"].split(",") for pool in pools)
 
 
 class CephDaemon(Service):

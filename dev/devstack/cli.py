@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from devstack.stack import Stack
+from devstack.stack import RESTARTED, Stack
+from devstack.state import MOST_NODES
 from pvccommon.errors import PvcError, WrongInput
 
 # As a shell reports a program ended by SIGPIPE.
@@ -70,12 +71,14 @@ def parser() -> argparse.ArgumentParser:
         choices=("directory", "ceph"),
         help="what stands behind the pool `vms` (default: directory, or what it was the last time)",
     )
-    up.add_argument("--nodes", type=int, default=1, help="number of hypervisor nodes")
+    up.add_argument(
+        "--nodes", type=int, help="number of hypervisor nodes (default: one, or as many as before)"
+    )
     up.add_argument(
         "--only",
         type=_names,
         default=(),
-        help="services, with commas between them; `libvirt` and `ceph` for theirs",
+        help="services, with commas between them; `libvirt`, `ceph` and `nodes` for theirs",
     )
     up.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="configuration to use instead"
@@ -88,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     logs.add_argument("-f", "--follow", action="store_true", help="go on as it grows")
     logs.add_argument("-n", "--lines", type=int, default=100)
     restart = command("restart", _restart, "stop and start services, with the code as it is now")
-    restart.add_argument("names", nargs="*", default=["api", "node"], help="default: api node")
+    restart.add_argument("names", nargs="*", default=list(RESTARTED), help="default: api nodes")
     down = command("down", _down, "power VMs off and stop everything; data are kept for the next `up`")
     down.add_argument("--purge", action="store_true", help="delete the data, too")
     return result
@@ -112,11 +115,10 @@ def overrides(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def _up(stack: Stack, options: argparse.Namespace) -> None:
-    if options.nodes != 1:
-        raise WrongInput(
-            f"start a stack of {options.nodes} nodes", "one node is what it can start yet", "use --nodes 1"
-        )
-    stack.up(only=options.only, settings=overrides(options.set), pool=options.pool)
+    nodes = options.nodes
+    if nodes is not None and not 1 <= nodes <= MOST_NODES:
+        raise WrongInput(f"start a stack of {nodes} nodes", f"it can have 1 to {MOST_NODES}", "use --nodes 2")
+    stack.up(only=options.only, settings=overrides(options.set), pool=options.pool, nodes=nodes)
 
 
 def _env(stack: Stack, options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """What a stack could leave on the machine: processes, mounts, loop devices. Found, and taken away."""
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 from devstack import libvirt, process
 from devstack.state import State
 from pvccommon.run import run
+
+GONE_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,22 @@ def remove_leftovers(state: State) -> Leftovers:
         run(["losetup", "--detach", device], timeout_s=30, ok=range(256))
     for mount in reversed(list(_mounts(state))):
         run(["umount", mount], timeout_s=30, ok=range(256))
-    return find_leftovers(state)
+    return _wait_for_none(state)
+
+
+def _wait_for_none(state: State) -> Leftovers:
+    """What is left after a while: the mounts of an ended process, and their devices, go a little later."""
+    deadline = time.monotonic() + GONE_TIMEOUT_S
+    while (left := find_leftovers(state)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
 
 
 def _processes(state: State) -> list[int]:
     own = set(process.marked(state.path))
-    return sorted(own.union(process.inside_root(libvirt.root(state) / "run", "/run")))
+    for node in range(1, state.nodes + 1):
+        own.update(process.inside_root(libvirt.root(state, node) / "run", "/run"))
+    return sorted(own)
 
 
 def _mounts(state: State) -> Iterator[str]:

@@ -4,10 +4,11 @@ So they collide with no libvirt that is already there, and their mounts vanish w
 socket below the state directory leads to them. Pools and console logs have one path inside and outside.
 """
 
+import uuid
 from pathlib import Path
 
 from devstack.service import Launch, Service
-from devstack.state import State
+from devstack.state import State, numbered
 from pvccommon.errors import PvcError
 from pvccommon.run import CommandFailed, run
 
@@ -16,8 +17,13 @@ BINDS = ("run", "var/lib/libvirt", "etc/libvirt", "var/log/libvirt", "var/cache/
 # libvirtd probes QEMU again at every call (4 s) when QEMU's user has no access to a /dev/kvm that the probe
 # could open, so both get the same: a node for group kvm where the CPU has KVM, else a file that is no device.
 # The tmpfs that holds it belongs to the namespace.
+# Mounts of other stacks are let go of: a copy here would keep their devices after they were unmounted there.
 ENTER = """\
 root=$1; kvm=$2; shift 2
+own=${root%/*}
+for path in $(awk '{print $5}' /proc/self/mountinfo); do
+    case $path in "$own"/*) ;; "${own%/*}"/*) umount -l "$path" 2>/dev/null ;; esac
+done
 for d in $BINDS; do mount --bind "$root/$d" "/$d" || exit 1; done
 if [ -e /dev/kvm ]; then
     mount -t tmpfs -o mode=0755 kvm "$root/dev" || exit 1
@@ -64,12 +70,22 @@ max_backups = 3
 """
 
 
-def root(state: State) -> Path:
-    return state / "libvirt"
+def root(state: State, node: int = 1) -> Path:
+    return state / numbered("libvirt", node)
 
 
-def uri(state: State) -> str:
-    return f"qemu+unix:///system?socket={root(state)}/run/libvirt/libvirt-sock"
+def console_directory(state: State, node: int = 1) -> Path:
+    return state / numbered("console", node)
+
+
+def uri(state: State, node: int = 1) -> str:
+    return f"qemu+unix:///system?socket={root(state, node)}/run/libvirt/libvirt-sock"
+
+
+def host_uuid(state: State, node: int) -> str:
+    """libvirtd takes two daemons with the same for one host."""
+    first = uuid.UUID(state.settings()["host_uuid"])
+    return str(first if node == 1 else uuid.uuid5(first, str(node)))
 
 
 def cpu_has_kvm() -> bool:
@@ -81,22 +97,27 @@ def cpu_has_kvm() -> bool:
 class LibvirtDaemon(Service):
     """What virtlogd and libvirtd share."""
 
+    @property
+    def root(self) -> Path:
+        return root(self.state, self.node)
+
     def prepare(self) -> None:
         for name in BINDS:
-            (root(self.state) / name).mkdir(mode=0o755, parents=True, exist_ok=True)
+            (self.root / name).mkdir(mode=0o755, parents=True, exist_ok=True)
         for name in ("run/lock", "dev"):
-            (root(self.state) / name).mkdir(exist_ok=True)
-        (self.state / "console").mkdir(mode=0o755, exist_ok=True)
-        settings = root(self.state) / "etc/libvirt"
+            (self.root / name).mkdir(exist_ok=True)
+        console_directory(self.state, self.node).mkdir(mode=0o755, exist_ok=True)
+        settings = self.root / "etc/libvirt"
         (settings / "libvirtd.conf").write_text(
-            LIBVIRTD_CONF.format(host_uuid=self.state.settings()["host_uuid"])
+            LIBVIRTD_CONF.format(host_uuid=host_uuid(self.state, self.node))
         )
         (settings / "qemu.conf").write_text(QEMU_CONF)
         (settings / "virtlogd.conf").write_text(VIRTLOGD_CONF)
 
     def launch(self) -> Launch:
         kvm = "yes" if cpu_has_kvm() else "no"
-        inside = ["/bin/sh", "-c", ENTER, self.name, str(root(self.state)), kvm, f"/usr/sbin/{self.name}"]
+        daemon = f"/usr/sbin/{type(self).name}"
+        inside = ["/bin/sh", "-c", ENTER, self.name, str(self.root), kvm, daemon]
         namespace = ["unshare", "--mount", "--propagation", "private", "--"]
         return Launch([*namespace, *inside], env={"BINDS": " ".join(BINDS)})
 
@@ -108,10 +129,10 @@ class Virtlogd(LibvirtDaemon):
         self._admin("virtlogd:///system", "virtlogd-admin-sock")
 
     def address(self) -> str:
-        return str(root(self.state) / "run/libvirt/virtlogd-sock")
+        return str(self.root / "run/libvirt/virtlogd-sock")
 
     def _admin(self, daemon: str, socket: str) -> None:
-        connection = f"{daemon}?socket={root(self.state)}/run/libvirt/{socket}"
+        connection = f"{daemon}?socket={self.root}/run/libvirt/{socket}"
         run(["virt-admin", "-c", connection, "server-list"], timeout_s=10)
 
 
@@ -134,7 +155,7 @@ class Libvirtd(LibvirtDaemon):
             self._destroy(name)
 
     def address(self) -> str:
-        return uri(self.state)
+        return uri(self.state, self.node)
 
     def _destroy(self, name: str) -> None:
         try:
@@ -144,4 +165,4 @@ class Libvirtd(LibvirtDaemon):
                 raise
 
     def _virsh(self, *words: str) -> str:
-        return run(["virsh", "-q", "-c", uri(self.state), *words], timeout_s=30).stdout
+        return run(["virsh", "-q", "-c", self.address(), *words], timeout_s=30).stdout

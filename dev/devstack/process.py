@@ -83,6 +83,28 @@ def marked(state: Path) -> list[int]:
     return [pid for pid in pids() if mark in _environment(pid)]
 
 
+def tree(process: Process) -> list[int]:
+    """A process with its children and theirs; empty when it is gone."""
+    if not process.alive:
+        return []
+    parents = {pid: _stat(pid)[1:2] for pid in pids()}
+    found = [process.pid]
+    for parent in found:  # grows as it goes
+        found += [pid for pid, above in parents.items() if above == [str(parent)]]
+    return found
+
+
+def send(number: signal.Signals, targets: Iterable[int]) -> None:
+    """Send a signal to each; those that are gone already are fine."""
+    for pid in targets:
+        _signal(pid, number)
+
+
+def wait_gone(targets: Iterable[int], timeout_s: float = 10.0) -> list[int]:
+    """Wait for processes to end; returns those that have not."""
+    return _wait_gone(targets, timeout_s)
+
+
 def inside_root(directory: Path, mountpoint: str) -> list[int]:
     """Processes that see `directory` at `mountpoint`: the stack's libvirtd and all that it started."""
     try:

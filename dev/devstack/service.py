@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from devstack import process
 from devstack.process import Process
-from devstack.state import State
+from devstack.state import State, numbered
 from pvccommon.errors import EnvironmentFault, PvcError
 
 TAIL_LINES = 20
@@ -26,15 +26,17 @@ class Launch:
 
 
 class Service(ABC):
-    """One process (with its children) of the stack."""
+    """One process (with its children) of the stack, or of one of its nodes: the first, the second, …"""
 
-    name: ClassVar[str]
+    name: str  # of the first node's; the others' have their number behind it
     ready_timeout_s: ClassVar[float] = 30
     stop_timeout_s: ClassVar[float] = 15
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, node: int = 1) -> None:
         self.state = state
+        self.node = node
+        self.name = numbered(type(self).name, node)
 
     @abstractmethod
     def prepare(self) -> None:

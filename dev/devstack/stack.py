@@ -1,6 +1,7 @@
 """The stack as a whole: its services in order, up and down."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from devstack import libvirt as libvirt_service
+from devstack import process
 from devstack.api import Api
 from devstack.ceph import CephMgr, CephMon, CephOsd
-from devstack.configuration import merged, write_configuration
+from devstack.configuration import merged, node_name, write_configuration
 from devstack.daemon import CODE, python_path
 from devstack.leftovers import find_leftovers, remove_leftovers
 from devstack.libvirt import Libvirtd, Virtlogd
@@ -19,13 +22,24 @@ from devstack.postgresql import Postgresql
 from devstack.process import Process
 from devstack.redis import Redis
 from devstack.service import Service
-from devstack.state import CHECKOUT, DEFAULT_ROOT, PoolKind, State, create_searchable, default_path
+from devstack.state import (
+    CHECKOUT,
+    DEFAULT_ROOT,
+    PoolKind,
+    State,
+    create_searchable,
+    default_path,
+    numbered,
+)
 from pvccommon.errors import EnvironmentFault, NotFound, WrongInput, WrongState
 
 # In the order of starting; stopped the other way round.
 CEPH: tuple[type[Service], ...] = (CephMon, CephMgr, CephOsd)
-SERVICES: tuple[type[Service], ...] = (Postgresql, Redis, *CEPH, Virtlogd, Libvirtd, Api, Node)
-GROUPS = {"libvirt": ("virtlogd", "libvirtd"), "ceph": tuple(cls.name for cls in CEPH)}
+LIBVIRT: tuple[type[Service], ...] = (Virtlogd, Libvirtd)
+SERVICES: tuple[type[Service], ...] = (Postgresql, Redis, *CEPH, *LIBVIRT, Api, Node)
+OF_EACH_NODE: tuple[type[Service], ...] = (*LIBVIRT, Node)
+GROUPS: dict[str, tuple[type[Service], ...]] = {"libvirt": LIBVIRT, "ceph": CEPH, "nodes": (Node,)}
+RESTARTED = ("api", "nodes")
 # Temporary stacks: how their directories begin, and the file that remembers who made one.
 TEMPORARY = "test-"
 OWNER = "owner.json"
@@ -44,6 +58,24 @@ class ServiceStatus:
         return self.pid is not None
 
 
+@dataclass(frozen=True)
+class Part:
+    """A service of the stack, or of one of its nodes."""
+
+    cls: type[Service]
+    node: int = 1
+
+    @property
+    def name(self) -> str:
+        return numbered(self.cls.name, self.node)
+
+    @property
+    def names(self) -> set[str]:
+        """What it can be called by: itself, its groups, and the daemon of a node by that node."""
+        own = {node_name(self.node)} if self.cls is Node else set()
+        return {self.name, *own, *(group for group, classes in GROUPS.items() if self.cls in classes)}
+
+
 class Stack:
     """One stack, known by its state directory. `settings` are merged over the generated configuration."""
 
@@ -57,34 +89,71 @@ class Stack:
         only: Collection[str] = (),
         settings: Mapping[str, Any] | None = None,
         pool: PoolKind | None = None,
+        nodes: int | None = None,
     ) -> None:
         """Start what does not run, and wait until all of it serves. Safe to repeat.
 
         `only` names services (`libvirt` for its two, `ceph` for its three); `settings` is remembered for the
-        next time, and so is the kind of pool, `directory` unless the first `up` says otherwise.
+        next time, and so are the kind of pool, `directory` unless the first `up` says otherwise, and the
+        number of nodes, else one.
         """
         require_root()
-        select(only)
+        select(only, nodes or self.state.nodes)
         with self.state.lock():
-            self.state.create(pool)
-            self.state.choose_ports(running=any(self._service(cls).process for cls in SERVICES))
+            self.state.create(pool, nodes)
+            self.state.choose_ports(running=any(self._service(part).process for part in self._parts()))
             self._remember(settings or {})
             write_configuration(self.state)
-            for cls in self._wanted(only):
-                self._start(self._service(cls))
+            for part in self._wanted(only):
+                self._start(self._service(part))
 
-    def restart(self, only: Collection[str] = ("api", "node")) -> None:
+    def restart(self, only: Collection[str] = RESTARTED) -> None:
         """Stop and start services: new code, new configuration."""
         require_root()
-        select(only)
+        select(only, self.state.nodes)
         with self.state.lock():
             self._require()
             write_configuration(self.state)
             wanted = self._wanted(only)
-            for cls in reversed(wanted):
-                self._stop(self._service(cls))
-            for cls in wanted:
-                self._start(self._service(cls))
+            for part in reversed(wanted):
+                self._stop(self._service(part))
+            for part in wanted:
+                self._start(self._service(part))
+
+    # ---- one node, for tests
+
+    def node_processes(self, node: int, *, libvirt: bool = False) -> list[int]:
+        """The daemon of a node, its workers, builds and all they started; with `libvirt` its VMs, too."""
+        daemon = Process.load_or_none(self.state.record(self._service(Part(Node, node)).name))
+        found = process.tree(daemon) if daemon else []
+        if libvirt:
+            found += process.inside_root(libvirt_service.root(self.state, node) / "run", "/run")
+        return found
+
+    def kill_node(self, node: int, *, libvirt: bool = False) -> None:
+        """As if its power were cut; with `libvirt`, its VMs go, too. `start_node` starts it again."""
+        doomed = self.node_processes(node, libvirt=libvirt)
+        process.send(signal.SIGKILL, doomed)
+        if left := process.wait_gone(doomed):
+            raise EnvironmentFault(f"kill {node_name(node)}", f"processes {left} do not end")
+
+    def freeze_node(self, node: int) -> None:
+        """Stop its daemon, workers and builds where they are; its VMs run on. `thaw_node` lets them go on."""
+        frozen: list[int] = []
+        while new := [pid for pid in self.node_processes(node) if pid not in frozen]:
+            process.send(signal.SIGSTOP, new)
+            frozen += new
+
+    def thaw_node(self, node: int) -> None:
+        process.send(signal.SIGCONT, reversed(self.node_processes(node)))
+
+    def start_node(self, node: int) -> None:
+        """Start what does not run of a node, and wait until it serves."""
+        with self.state.lock():
+            for cls in OF_EACH_NODE:
+                self._start(self._service(Part(cls, node)))
+
+    # ---- the whole
 
     def down(self, *, purge: bool = False) -> None:
         """Power VMs off, stop everything, take away what is left; with `purge` the data, too. Safe to repeat.
@@ -96,8 +165,8 @@ class Stack:
             return
         with self.state.lock():
             if self.state.exists:
-                for cls in reversed(SERVICES):
-                    self._stop(self._service(cls))
+                for part in reversed(self._parts()):
+                    self._stop(self._service(part))
             if left := remove_leftovers(self.state):
                 raise EnvironmentFault(f"stop stack {self.state.path}", "left: " + "; ".join(left.describe()))
             if purge:
@@ -106,7 +175,7 @@ class Stack:
     def status(self) -> list[ServiceStatus]:
         if not self.state.exists:
             return []
-        return [_status(self._service(cls)) for cls in self._wanted(())]
+        return [_status(self._service(part)) for part in self._wanted(())]
 
     def leftovers(self) -> list[str]:
         """What runs, is mounted or attached on behalf of this stack; nothing after `down`."""
@@ -129,19 +198,22 @@ class Stack:
 
     def log(self, name: str) -> Path:
         """Raises NotFound for a service there is not."""
-        select([name])
+        found = select([name], self.state.nodes)
         self._require()
-        return self.state.log(name)
+        return self.state.log(found[0].name)
 
-    def _wanted(self, only: Collection[str]) -> list[type[Service]]:
+    def _parts(self) -> list[Part]:
+        return select((), self.state.nodes)
+
+    def _wanted(self, only: Collection[str]) -> list[Part]:
         """The services named, in order; Ceph's are there only with a pool that needs them."""
-        chosen = select(only)
+        chosen = select(only, self.state.nodes)
         if self.state.pool_kind == "ceph":
             return chosen
-        if only and any(cls in CEPH for cls in chosen):
+        if only and any(part.cls in CEPH for part in chosen):
             hint = "dev/stack down --purge; dev/stack up --pool ceph"
             raise WrongState("start Ceph", "this stack's pool is a directory", hint)
-        return [cls for cls in chosen if cls not in CEPH]
+        return [part for part in chosen if part.cls not in CEPH]
 
     def _start(self, service: Service) -> None:
         if not service.process:
@@ -153,8 +225,8 @@ class Stack:
             self._say(f"stopping {service.name}")
         service.stop()
 
-    def _service(self, cls: type[Service]) -> Service:
-        return cls(self.state)
+    def _service(self, part: Part) -> Service:
+        return part.cls(self.state, part.node)
 
     def _remember(self, overrides: Mapping[str, Any]) -> None:
         document = self.state.settings()
@@ -172,6 +244,7 @@ def temporary_stack(
     only: Collection[str] = (),
     settings: Mapping[str, Any] | None = None,
     pool: PoolKind = "directory",
+    nodes: int = 1,
     say: Say = lambda line: None,
 ) -> Iterator[Stack]:
     """A stack of its own for a test, gone with all its data at the end.
@@ -184,7 +257,7 @@ def temporary_stack(
     stack = Stack(Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=DEFAULT_ROOT)), say)
     Process.current().save(stack.state / OWNER)
     try:
-        stack.up(only=only, settings=settings, pool=pool)
+        stack.up(only=only, settings=settings, pool=pool, nodes=nodes)
         yield stack
     finally:
         stack.down(purge=True)
@@ -198,15 +271,17 @@ def remove_abandoned() -> None:
             Stack(path).down(purge=True)
 
 
-def select(names: Collection[str]) -> list[type[Service]]:
+def select(names: Collection[str], nodes: int = 1) -> list[Part]:
     """The services named, in the order of starting; all when none is named. Raises NotFound."""
-    wanted = {service for name in names for service in GROUPS.get(name, (name,))}
-    if unknown := wanted - {cls.name for cls in SERVICES}:
-        known = ", ".join(cls.name for cls in SERVICES)
+    parts = [
+        Part(cls, node) for cls in SERVICES for node in range(1, 1 + (nodes if cls in OF_EACH_NODE else 1))
+    ]
+    if unknown := set(names).difference(*(part.names for part in parts)):
+        known = ", ".join(part.name for part in parts)
         raise NotFound(
             f"find service {', '.join(sorted(unknown))}", "there is none of that name", f"services: {known}"
         )
-    return [cls for cls in SERVICES if not wanted or cls.name in wanted]
+    return [part for part in parts if not names or not part.names.isdisjoint(names)]
 
 
 def require_root() -> None:

@@ -26,6 +26,7 @@ COVERED = ("/run", "/var/run", "/var/lib/libvirt", "/etc/libvirt", "/var/log/lib
 LONGEST_PATH = 70
 PORTED = ("postgresql", "redis", "api", "ceph-mon-v2", "ceph-mon-v1")
 PoolKind = Literal["directory", "ceph"]
+MOST_NODES = 9
 LOCK_TIMEOUT_S = 300
 
 
@@ -34,6 +35,11 @@ def default_path() -> Path:
     if chosen := os.environ.get("PVC_STATE"):
         return Path(chosen)
     return DEFAULT_ROOT / hashlib.sha256(str(CHECKOUT).encode()).hexdigest()[:12]
+
+
+def numbered(name: str, node: int) -> str:
+    """What is called `name` of the first node, of this one: `node`, `node2`, …"""
+    return name if node == 1 else f"{name}{node}"
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,11 @@ class State:
 
     @property
     def configuration(self) -> Path:
-        return self / "pvc.conf"
+        """The first node's, which commands use, too."""
+        return self.node_configuration(1)
+
+    def node_configuration(self, node: int) -> Path:
+        return self / f"{numbered('pvc', node)}.conf"
 
     @property
     def token_file(self) -> Path:
@@ -68,10 +78,15 @@ class State:
         """What stands behind the pool `vms`: chosen with the first `up`."""
         return "ceph" if self.settings().get("pool") == "ceph" else "directory"
 
-    def create(self, pool: PoolKind | None = None) -> None:
+    @property
+    def nodes(self) -> int:
+        """How many nodes there are."""
+        return int(self.settings().get("nodes", 1)) if self.exists else 1
+
+    def create(self, pool: PoolKind | None = None, nodes: int | None = None) -> None:
         """Make the settings and directories; keeps what is there. Needs the lock.
 
-        Raises WrongState when the stack has another kind of pool already.
+        Raises WrongState when the stack has another kind of pool already, or more nodes.
         """
         self.path.chmod(0o711)
         for name in ("log", "processes"):
@@ -83,6 +98,11 @@ class State:
         if pool and pool != self.pool_kind:
             why = f"its pool is of kind {self.pool_kind}, and VMs may lie there"
             raise WrongState(f"use stack {self.path} with pool {pool}", why, "dev/stack down --purge")
+        if nodes and nodes < self.nodes:
+            why = f"it has {self.nodes} nodes, and VMs may be on them"
+            raise WrongState(f"use stack {self.path} with {nodes} nodes", why, "dev/stack down --purge")
+        if nodes and nodes > self.nodes:
+            self.save_settings({**self.settings(), "nodes": nodes})
 
     def settings(self) -> dict[str, Any]:
         document: dict[str, Any] = json.loads((self / "stack.json").read_text())
