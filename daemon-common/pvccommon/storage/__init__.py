@@ -13,7 +13,7 @@ from pvccommon.storage.pool import (
     StoragePool,
     Volume,
 )
-from pvccommon.storage.registry import get_pool, pools_from_config
+from pvccommon.storage.registry import get_pool, made_pool, pools_from_config
 
 __all__ = [
     "BackingFile",
@@ -28,5 +28,6 @@ __all__ = [
     "add_partition",
     "delete_partition",
     "get_pool",
+    "made_pool",
     "pools_from_config",
 ]

@@ -8,6 +8,7 @@ import binascii
 import errno
 import json
 import os
+import re
 import stat
 import threading
 import uuid
@@ -19,15 +20,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pvccommon.errors import Busy, EnvironmentFault, Exists, NoSpace, NotFound, PvcError, WrongState
+from pvccommon.errors import (
+    Busy,
+    EnvironmentFault,
+    Exists,
+    NoSpace,
+    NotFound,
+    PvcError,
+    WrongInput,
+    WrongState,
+)
 from pvccommon.storage.faults import FREE_SPACE, FULL, in_use
-from pvccommon.storage.pool import PoolSecret, PoolSpace
+from pvccommon.storage.pool import PoolSecret, PoolSpace, PoolStatistics
 
 CONNECT_TIMEOUT_S = 10
 MONITOR_TIMEOUT_S = 10
 OPERATION_TIMEOUT_S = 20
 # Deadlines: librados waits for ever otherwise. Messages of the libraries go to nobody's terminal.
+# When an OSD has not answered for 2 seconds (not 10 to 15) the objecter asks where it is: a restarted one has
+# another address.
 SETTINGS = {
+    "objecter_timeout": "2",
+    "objecter_tick_interval": "1",
     "client_mount_timeout": str(CONNECT_TIMEOUT_S),
     "rados_mon_op_timeout": str(MONITOR_TIMEOUT_S),
     "rados_osd_op_timeout": str(OPERATION_TIMEOUT_S),
@@ -35,6 +49,7 @@ SETTINGS = {
     "err_to_stderr": "false",
 }
 BLOCKLIST_S = 3600
+ERRNO_PREFIX = re.compile(r"^\[errno \d+\] ")
 # Names of libvirt secrets are derived from cluster and user, so that all nodes use the same.
 SECRET_NAMESPACE = uuid.UUID("6c2d7c0b-4a3f-4d0e-9a51-0d3f3a4f7c11")
 
@@ -65,6 +80,11 @@ class CephCluster:
         self._clone_lock = threading.Lock()
         self._pools: dict[str, Any] = {}
 
+    @property
+    def address(self) -> str:
+        """How the cluster knows this client."""
+        return str(self.rados.get_addrs())
+
     def pool(self, name: str) -> Any:
         """The rados.Ioctx of a pool; raises EnvironmentFault when there is none."""
         with self.lock:
@@ -76,14 +96,45 @@ class CephCluster:
                         raise ceph_fault(f"open Ceph pool {name}", exc) from exc
                     why, hint = "the cluster has no such pool", f"ceph osd pool create {name}"
                     raise EnvironmentFault(f"open Ceph pool {name}", why, hint) from exc
+                # A full pool refuses at once, and lets things be deleted; else every change waits for space.
+                self._pools[name].set_osdmap_full_try()
             return self._pools[name]
 
     def space(self, pool: str) -> PoolSpace:
         """What the pool's replication (and its quota) leaves of the cluster."""
+        return _space(self._usage(pool)["stats"])
+
+    def statistics(self, pool: str) -> PoolStatistics:
+        """What the cluster counts for a pool."""
+        what = f"measure Ceph pool {pool}"
+        usage = self._usage(pool)
+        detail = self.ask(what, {"prefix": "osd pool ls", "detail": "detail"})
+        layout: dict[str, Any] = next((found for found in detail if found["pool_name"] == pool), {})
+        rules = self.ask(what, {"prefix": "osd crush rule dump"})
+        with ceph_errors(what):
+            counted = self.pool(pool).get_stats()
+        stats = usage["stats"]
+        keys = ("num_objects", "num_object_clones", "num_object_copies", "num_objects_degraded")
+        return PoolStatistics(
+            stored_bytes=int(stats["stored"]),
+            used_bytes=int(stats["bytes_used"]),
+            free_bytes=_space(stats).free_bytes,
+            used_percent=round(float(stats["percent_used"]), 6),
+            tier=_tier(rules, layout.get("crush_rule")),
+            pgs=int(layout.get("pg_num_target", layout.get("pg_num", 0))),
+            id=int(usage["id"]),
+            read_bytes=int(stats["rd_bytes"]),
+            write_bytes=int(stats["wr_bytes"]),
+            read_ops=int(stats["rd"]),
+            write_ops=int(stats["wr"]),
+            **{key: int(counted[key]) for key in keys},
+        )
+
+    def _usage(self, pool: str) -> Any:
         answer = self.ask(f"measure Ceph pool {pool}", {"prefix": "df", "detail": "detail"})
         for found in answer["pools"]:
             if found["name"] == pool:
-                return _space(found["stats"])
+                return found
         why = "the cluster does not list it (yet)"
         raise EnvironmentFault(f"measure Ceph pool {pool}", why, "a new pool is known after some seconds")
 
@@ -94,11 +145,20 @@ class CephCluster:
 
     def ask(self, what: str, command: Mapping[str, Any]) -> Any:
         """A command to the monitors, answered in JSON."""
+        return json.loads(self._command(what, command))
+
+    def order(self, what: str, command: Mapping[str, Any]) -> None:
+        """A command to the monitors that changes something. Raises WrongInput for what they do not take."""
+        self._command(what, command)
+
+    def _command(self, what: str, command: Mapping[str, Any]) -> bytes:
         with ceph_errors(what):
             code, answer, message = self.rados.mon_command(json.dumps({**command, "format": "json"}), b"")
+        if -code in (errno.EINVAL, errno.ERANGE):
+            raise WrongInput(what, f"the cluster refuses it: {message}")
         if code != 0:
             raise _fault(what, -code, message or os.strerror(-code))
-        return json.loads(answer)
+        return bytes(answer)
 
     def fence(self, address: str) -> None:
         """Have the cluster refuse a client from now on; nothing it has sent before arrives afterwards."""
@@ -213,6 +273,11 @@ def is_missing(exc: Exception) -> bool:
     return _errno(exc) == errno.ENOENT
 
 
+def is_full(exc: Exception) -> bool:
+    """Whether a library says that there is no space, or a quota is used up."""
+    return _errno(exc) in FULL
+
+
 def is_busy(exc: Exception) -> bool:
     """Whether a library says that somebody else has it."""
     return _errno(exc) == errno.EBUSY
@@ -259,14 +324,23 @@ def _errno(exc: Exception) -> int | None:
 
 
 def _reason(exc: Exception) -> str:
-    return str(exc).removeprefix("[errno ").strip() or type(exc).__name__
+    return ERRNO_PREFIX.sub("", str(exc)).strip() or type(exc).__name__
 
 
 def _space(stats: Mapping[str, int]) -> PoolSpace:
     used, free = int(stats["stored"]), int(stats["max_avail"])
     if quota := int(stats.get("quota_bytes", 0)):
         free = min(free, max(0, quota - used))
+    if 0 < int(stats.get("quota_objects", 0)) <= int(stats.get("objects", 0)):
+        free = 0
     return PoolSpace(used + free, used, free)
+
+
+def _tier(rules: list[dict[str, Any]], rule_id: int | None) -> str:
+    """The class of disks a rule takes: crushmap, "take default~ssd"."""
+    steps: list[dict[str, Any]] = next((rule["steps"] for rule in rules if rule["rule_id"] == rule_id), [])
+    taken = next((str(step["item_name"]) for step in steps if step["op"] == "take"), "")
+    return taken.partition("~")[2] or "default"
 
 
 def _address(addresses: list[Mapping[str, Any]]) -> tuple[str, int]:

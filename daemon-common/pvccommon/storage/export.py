@@ -18,20 +18,25 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
-from pvccommon.errors import EnvironmentFault
+from pvccommon.errors import EnvironmentFault, PvcError
 from pvccommon.run import SAFE_PATH, end_process_group
 from pvccommon.storage.faults import os_errors, qemu_fault
+from pvccommon.storage.image_users import ProcessIdentity
 
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 60.0  # it writes its caches first
+WATCH_EVERY_S = 5.0
 NODE = "volume"
+OWNER = "PVC_EXPORT_OWNER"  # names the daemon's owner in its environment
 PR_SET_IO_FLUSHER = 57  # linux/prctl.h; children inherit it
+
+Watch = Callable[[], PvcError | None]
 
 # The shell closes a gap: a parent that died before setpriv had asked for the signal would never be missed.
 WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private")
@@ -47,6 +52,7 @@ def open_export(
     locks: Collection[int] = (),
     environment: Mapping[str, str] | None = None,
     mountpoint: str = __file__,
+    watch: Watch | None = None,
 ) -> Iterator[int]:
     """A descriptor of a file with the raw content of an image, until the context ends or the process dies.
 
@@ -55,8 +61,12 @@ def open_export(
     daemon is gone, too: the export itself shares the image with everybody. `mountpoint` is any existing
     regular file; only the daemon sees it covered. Everything opened through the descriptor (a loop device)
     must be closed before the context ends.
+
+    `watch` is asked every few seconds. An error it answers with ends the daemon: whoever waits for a read or
+    write gets EIO, instead of waiting for ever, and the error is raised at the end of the context.
     """
-    with _daemon(_command(image, read_only, mountpoint), what, locks, environment or {}) as process:
+    command = _command(image, read_only, mountpoint)
+    with _daemon(command, what, locks, environment or {}, watch) as process:
         with os_errors(what):
             mode = os.O_RDONLY if read_only else os.O_RDWR
             fd = os.open(f"/proc/{process.pid}/root{mountpoint}", mode | os.O_CLOEXEC)
@@ -89,7 +99,11 @@ def _command(image: Mapping[str, Any], read_only: bool, mountpoint: str) -> list
 
 @contextmanager
 def _daemon(
-    command: list[str], what: str, locks: Collection[int], environment: Mapping[str, str]
+    command: list[str],
+    what: str,
+    locks: Collection[int],
+    environment: Mapping[str, str],
+    watch: Watch | None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     with tempfile.TemporaryFile() as errors:
         argv = [*WITH_PARENT, *IF_PARENT_LIVES, str(os.getpid()), *command]
@@ -97,11 +111,43 @@ def _daemon(
         process = keeper.launch(what)
         try:
             _wait_until_ready(process, errors, what)
-            yield process
+            with _watched(process, watch):
+                try:
+                    yield process
+                except BaseException:
+                    end_process_group(process, grace_s=STOP_TIMEOUT_S)
+                    raise
+                _stop(process, errors, what)
         except BaseException:
-            end_process_group(process, grace_s=STOP_TIMEOUT_S)
+            end_process_group(process)
             raise
-        _stop(process, errors, what)
+
+
+@contextmanager
+def _watched(process: subprocess.Popen[bytes], watch: Watch | None) -> Iterator[None]:
+    """Ask `watch` until the context ends; its error, if there was one, is the one that is raised."""
+    if watch is None:
+        yield
+        return
+    ended, found = threading.Event(), list[PvcError]()
+
+    def ask() -> None:
+        while not ended.wait(WATCH_EVERY_S):
+            if fault := watch():
+                found.append(fault)
+                process.kill()
+                return
+
+    thread = threading.Thread(target=ask, name="export-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    except Exception as exc:
+        if found:
+            raise found[0] from exc
+        raise
+    finally:
+        ended.set()
 
 
 class _Keeper:
@@ -142,7 +188,12 @@ class _Keeper:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                env={"PATH": SAFE_PATH, "LANG": "C.UTF-8", **self._environment},
+                env={
+                    "PATH": SAFE_PATH,
+                    "LANG": "C.UTF-8",
+                    OWNER: ProcessIdentity.current().text,
+                    **self._environment,
+                },
                 start_new_session=True,
                 pass_fds=tuple(self._locks),
             )

@@ -15,15 +15,14 @@ import os
 import secrets
 import shutil
 import struct
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pvccommon.errors import EnvironmentFault
 from pvccommon.storage import qemu_img
-from pvccommon.storage.pool import BackingFile, ByteSource, Format
-from pvccommon.storage.sparse import write_sparse
+from pvccommon.storage.pool import BackingFile, Format
 
 DIRECTORY_MODE = 0o711  # libvirt's QEMU, another user, must reach its files without listing the others
 FILE_MODE = 0o600
@@ -80,13 +79,11 @@ class ImageStore:
             yield image
 
     @contextmanager
-    def new_from_stream(self, stream: ByteSource, size_bytes: int, what: str) -> Iterator[NewImage]:
-        """A sparse file with the content of a stream, on stable storage."""
-        with self._new("raw") as image:
-            with _create_file(image.path) as fd:
-                write_sparse(fd, stream, size_bytes, what)
-                os.fsync(fd)
-            yield image
+    def new_written(self, size_bytes: int) -> Iterator[tuple[NewImage, int]]:
+        """A sparse file of zeros, open for its content; the caller brings it to stable storage."""
+        with self._new("raw") as image, _create_file(image.path) as fd:
+            os.ftruncate(fd, size_bytes)
+            yield image, fd
 
     @contextmanager
     def new_empty(self, image_format: Format, size_bytes: int) -> Iterator[NewImage]:
@@ -136,16 +133,26 @@ class ImageStore:
 
     @contextmanager
     def _new(self, image_format: Format) -> Iterator[NewImage]:
-        image_id = secrets.token_hex(8)
-        directory = self.root / f"{NEW}{image_id}"
         with ExitStack() as undo:
-            os.mkdir(directory)
-            undo.callback(shutil.rmtree, directory, ignore_errors=True)  # does nothing after `commit`
-            os.chmod(directory, DIRECTORY_MODE)
-            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            undo.callback(os.close, fd)
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            image_id, directory = self._make_directory(undo)
             yield NewImage(image_id, directory, image_format)
+
+    def _make_directory(self, undo: ExitStack) -> tuple[str, Path]:
+        """A locked directory. Who tidies up before it is locked takes it for a dead maker's: then another."""
+        while True:
+            image_id = secrets.token_hex(8)
+            directory = self.root / f"{NEW}{image_id}"
+            os.mkdir(directory)
+            with ExitStack() as stack:
+                stack.callback(shutil.rmtree, directory, ignore_errors=True)  # does nothing after `commit`
+                with suppress(FileNotFoundError):
+                    os.chmod(directory, DIRECTORY_MODE)
+                    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                    stack.callback(os.close, fd)
+                    fcntl.flock(fd, fcntl.LOCK_EX)
+                    os.stat(directory)
+                    undo.push(stack.pop_all())
+                    return image_id, directory
 
     # ---- looking
 
@@ -215,31 +222,51 @@ class ImageStore:
 
         Returns the names of what was removed.
         """
-        live = {part.id for head in heads for part in (head, *self.ancestors(head))}
-        garbage = [entry.name for entry in os.scandir(self.root) if entry.name not in live]
+        garbage = self.garbage(heads)
         return [name for name in garbage if self._remove(name)]
+
+    def garbage(self, heads: Iterable[Image]) -> list[str]:
+        """Names of images that are none of `heads` and below none, and of what dead makers left (locked)."""
+        live = {part.id for head in heads for part in (head, *self.ancestors(head))}
+        return [entry.name for entry in os.scandir(self.root) if self._is_garbage(entry.name, live)]
+
+    def _is_garbage(self, name: str, live: Collection[str]) -> bool:
+        if name.startswith(NEW):
+            with abandoned(self.root / name) as free:
+                return free
+        return name not in live
 
     def _remove(self, name: str) -> bool:
         directory = self.root / name
-        if name.startswith(NEW) and is_being_made(directory):
-            return False
-        shutil.rmtree(directory, ignore_errors=True)
-        return True
+        if not name.startswith(NEW):
+            shutil.rmtree(directory, ignore_errors=True)
+            return True
+        with abandoned(directory) as free:
+            if free:
+                shutil.rmtree(directory, ignore_errors=True)
+        return free
 
 
-def is_being_made(directory: Path) -> bool:
-    """Whether a living process holds the lock of a temporary directory (False when it is gone)."""
+@contextmanager
+def abandoned(directory: Path) -> Iterator[bool]:
+    """Whether no living process holds a temporary directory, which is locked then until the context ends.
+
+    False when it is gone.
+    """
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return False
+        yield False
+        return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = True
     except BlockingIOError:
-        return True
+        free = False
+    try:
+        yield free
     finally:
         os.close(fd)
-    return False
 
 
 @contextmanager

@@ -12,12 +12,12 @@ import json
 import secrets
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pvccommon.errors import Busy, EnvironmentFault, NotFound
+from pvccommon.errors import Busy, EnvironmentFault, NotFound, PvcError
 from pvccommon.storage.ceph import CephCluster, ceph_errors
 from pvccommon.storage.faults import in_use
 
@@ -29,6 +29,14 @@ ATTRIBUTE = "pvc.user."
 TURN_ATTRIBUTE = "pvc.turn"
 CLIENT_ENTITY = 8  # CEPH_ENTITY_TYPE_CLIENT, ceph: src/include/msgr.h
 READER, WRITER = "r", "w"
+
+
+_taken_for_dead: set[str] = set()
+
+
+def take_for_dead(process: str) -> None:
+    """A process (`ProcessIdentity.text`) of another host has lost its rights: we may fence its clients."""
+    _taken_for_dead.add(process)
 
 
 @dataclass(frozen=True)
@@ -44,9 +52,14 @@ class ProcessIdentity:
         return cls(_boot(), int(Path("/proc/self").readlink().name), _ticks("self") or 0)
 
     @property
+    def is_here(self) -> bool:
+        """Whether it is, or was, a process of this host since its last boot."""
+        return self.boot == _boot()
+
+    @property
     def is_dead(self) -> bool:
-        """Whether it is known to be dead; of another host nothing is known."""
-        return self.boot == _boot() and _ticks(str(self.pid)) != self.ticks
+        """Whether it is known to be dead; of another host only what `take_for_dead` was told is known."""
+        return self.text in _taken_for_dead or (self.is_here and _ticks(str(self.pid)) != self.ticks)
 
     @property
     def text(self) -> str:
@@ -99,10 +112,19 @@ class ImageUsers:
             if not (readers_may and modes == {READER}):
                 raise in_use(what)
 
-    def refuse_noted(self, image_id: str, what: str) -> None:
+    def refuse_noted(self, image_id: str, what: str, *, readers_may: bool = False) -> None:
         """Raises Busy while one of us has the image open; a running domain is not one of us."""
-        if self._cluster.held.get(image_id) or self._living_notes(image_id, what):
+        with self._cluster.lock:
+            modes = list(self._cluster.held.get(image_id, ()))
+        modes += [note.mode for note in self._living_notes(image_id, what)]
+        if WRITER in modes or (modes and not readers_may):
             raise in_use(what)
+
+    def fence(self, clients: Sequence[Watcher]) -> None:
+        """End what a client that hangs could still do. Of several nobody knows which is the one: none."""
+        if len(clients) == 1:
+            with suppress(PvcError):
+                self._cluster.fence(clients[0].address)
 
     def is_abandoned(self, image_id: str, client: int) -> bool:
         """Whether a client is noted as that of a process of this host that is dead."""
@@ -120,7 +142,7 @@ class ImageUsers:
     @contextmanager
     def holding(self, image_id: str, mode: str) -> Iterator[None]:
         """This process has the image open itself, until the context ends."""
-        me = Watcher(self._cluster.client_id, str(self._cluster.rados.get_addrs()))
+        me = Watcher(self._cluster.client_id, self._cluster.address)
         with self._cluster.lock:
             self._cluster.held.setdefault(image_id, []).append(mode)
         try:

@@ -20,6 +20,8 @@ from pvccommon.storage.pool import BlockDevice
 log = logging.getLogger(__name__)
 
 # linux/loop.h
+LOOP_CLR_FD = 0x4C01
+LOOP_GET_STATUS64 = 0x4C05
 LOOP_CONFIGURE = 0x4C0A
 LOOP_CTL_GET_FREE = 0x4C82
 LO_FLAGS_READ_ONLY = 1
@@ -109,6 +111,25 @@ def attach(backing_fd: int, label: str, *, read_only: bool = False, direct_io: b
                 raise fault(what, exc) from exc
             time.sleep(0.001 * attempt)
     raise Busy(what, f"{ATTEMPTS} devices were taken by others first", "try again")
+
+
+def read_label(fd: int) -> str:
+    """The label a bound loop device was given. Raises OSError when it is not bound."""
+    found = bytearray(ctypes.sizeof(LoopInfo64))
+    fcntl.ioctl(fd, LOOP_GET_STATUS64, found)
+    return bytes(LoopInfo64.from_buffer(found).lo_file_name).decode(errors="replace")
+
+
+def clear(path: str) -> None:
+    """Free a loop device, at once or with its last user. One that is free already is fine."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, LOOP_CLR_FD)
+    except OSError as exc:
+        if exc.errno != errno.ENXIO:
+            raise
+    finally:
+        os.close(fd)
 
 
 def _free_number(what: str) -> int:

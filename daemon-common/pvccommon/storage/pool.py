@@ -25,7 +25,8 @@ NAME = VOLUME_NAME
 class Volume:
     """`used_bytes` is what the volume itself occupies, without what it shares with its parent.
 
-    `parent` is the snapshot it was cloned from ("golden@base"), None when it stands alone.
+    `parent` is the snapshot it was cloned from ("golden@base"), None when it stands alone. `changed` is when
+    it was made, or, where a pool cannot tell, last given a snapshot or another file; seconds since the epoch.
     """
 
     pool: str
@@ -34,11 +35,28 @@ class Volume:
     used_bytes: int
     parent: str | None
     format: Format
+    changed: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Something a process that has ended left behind, which `StoragePool.sweep` could not remove.
+
+    `name` is the pool's own: of a hidden file or image, "volume@snapshot", or a device of this host.
+    """
+
+    kind: Literal["volume", "snapshot", "mapping"]
+    name: str
+    why: str
+    size_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """`children` are the volumes cloned from it, in this pool."""
+    """`children` are the volumes cloned from it, in this pool.
+
+    `used_bytes` is what it keeps that was written since the snapshot before it.
+    """
 
     pool: str
     volume: str
@@ -47,6 +65,7 @@ class Snapshot:
     created: float  # seconds since the epoch
     protected: bool
     children: tuple[str, ...] = ()
+    used_bytes: int = 0
 
     @property
     def full_name(self) -> str:
@@ -60,6 +79,31 @@ class PoolSpace:
     total_bytes: int
     used_bytes: int
     free_bytes: int
+
+
+@dataclass(frozen=True)
+class PoolStatistics:
+    """What a pool tells of itself. Without a cluster behind it, what only that counts is 0.
+
+    `stored_bytes` is what was written, `used_bytes` what it takes with all its copies; `used_percent` is a
+    fraction. `pgs` and `tier`: placement groups, and the class of its disks.
+    """
+
+    stored_bytes: int
+    used_bytes: int
+    free_bytes: int
+    used_percent: float
+    tier: str = "default"
+    pgs: int = 0
+    id: int = 0
+    read_bytes: int = 0
+    write_bytes: int = 0
+    read_ops: int = 0
+    write_ops: int = 0
+    num_objects: int = 0
+    num_object_clones: int = 0
+    num_object_copies: int = 0
+    num_objects_degraded: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,6 +164,13 @@ class ByteSource(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
+class VolumeWriter(Protocol):
+    """Takes the content of a new volume. Pieces may come in any order."""
+
+    def write(self, offset: int, data: bytes, /) -> None:
+        """Raises WrongInput for a piece that is not within the volume."""
+
+
 class StoragePool(ABC):
     """Volumes of one pool. Sizes are whole bytes; sizes given are rounded up to whole sectors (512).
 
@@ -130,6 +181,10 @@ class StoragePool(ABC):
     """
 
     driver: ClassVar[str]
+    shared: ClassVar[bool]  # whether every node that has the pool sees the same volumes
+    # How a volume is cut into objects (of 2^order bytes), and what its format can do; 0 and none of files.
+    object_order: ClassVar[int] = 0
+    features: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -240,9 +295,41 @@ class StoragePool(ABC):
     def space(self) -> PoolSpace:
         """How full the pool is, without what is promised to sparse volumes."""
 
+    def statistics(self) -> PoolStatistics:
+        """How full the pool is, and what it has done so far."""
+        space = self.space()
+        part = space.used_bytes / (space.used_bytes + space.free_bytes or 1)
+        return PoolStatistics(space.used_bytes, space.used_bytes, space.free_bytes, round(part, 6))
+
+    def count_volumes(self) -> int:
+        return len(self.list_volumes())
+
     def sweep(self) -> list[str]:
         """Remove what processes that were killed left half made; says what. Safe at any time."""
         return []
+
+    @abstractmethod
+    def leftovers(self) -> list[Leftover]:
+        """What is left half made in the pool, after one more `sweep`."""
+
+    @abstractmethod
+    def left_mappings(self) -> list[Leftover]:
+        """Devices of this host whose processes are dead, and which something else keeps."""
+
+    def remove_leftover(self, kind: str, name: str) -> None:
+        """Remove one of `leftovers` or `left_mappings`, or say why that cannot be done.
+
+        Looks once more: raises NotFound when it is none any more.
+        """
+        found = self.left_mappings() if kind == "mapping" else self.leftovers()
+        for leftover in found:
+            if (leftover.kind, leftover.name) == (kind, name):
+                return self._remove_leftover(leftover)
+        raise NotFound(f"remove {kind} {self.describe(name)}", "it is gone, or in use again")
+
+    @abstractmethod
+    def _remove_leftover(self, leftover: Leftover) -> None:
+        """Remove something that was seen a moment ago; raises what stands against it."""
 
     # ---- content
 
@@ -256,14 +343,32 @@ class StoragePool(ABC):
         """
 
     @abstractmethod
+    def is_open(self, name: str) -> bool:
+        """Whether somebody has the volume open: a device, a running domain, a copy. Raises NotFound."""
+
+    @abstractmethod
     def mapping(self) -> str:
         """How `open_device` makes devices: `loop`, `export` or `kernel`."""
 
     @abstractmethod
-    def disk_source(self, name: str) -> DiskSource:
-        """What a domain needs to use the volume as a disk.
+    def disk_source(self, name: str, *, read_only: bool = False) -> DiskSource:
+        """What a domain needs to use the volume as a disk, or with `read_only` as a CD-ROM.
 
-        Raises Busy while the volume is open and nothing else would keep the domain from it.
+        Raises Busy while the volume is open and nothing else would keep the domain from it; readers share.
+        """
+
+    def identity(self) -> str | None:
+        """Equal for pools of two nodes that have the same volumes; None for one of its node alone."""
+        return None
+
+    def client(self) -> str | None:
+        """What `fence` must be told to keep this process from the pool; None where no other node could."""
+        return None
+
+    def fence(self, client: str) -> None:
+        """Let nothing of a client arrive any more, and take its process for dead. Safe to repeat.
+
+        For the process of another node that has lost its rights; a living one can connect anew.
         """
 
     def secret(self) -> PoolSecret | None:
@@ -271,10 +376,26 @@ class StoragePool(ABC):
         return None
 
     @abstractmethod
+    def write_volume(self, name: str, size_bytes: int) -> AbstractContextManager[VolumeWriter]:
+        """Make a volume whose content comes in pieces; what is not written reads as zeros.
+
+        The volume is there when the context ends without error, and never half written. Raises Exists.
+        """
+
+    @abstractmethod
     def import_stream(self, name: str, stream: ByteSource, size_bytes: int) -> Volume:
         """Make a volume from exactly `size_bytes` of raw content; blocks of zeros take no space.
 
         Memory use is bounded. Raises Exists, WrongInput when the stream is shorter or longer.
+        """
+
+    @abstractmethod
+    def write_stream(self, name: str, stream: ByteSource, size_bytes: int) -> Volume:
+        """Overwrite a volume's content in place with exactly `size_bytes` of raw content; the rest reads as
+        zeros, and zeros take no space.
+
+        Snapshots keep what they have. When it fails on the way the content is mixed. Raises WrongInput for
+        more than fits (nothing is written then) and for a stream of another length, Busy while it is open.
         """
 
     @abstractmethod
@@ -312,6 +433,19 @@ def check_name(name: str, kind: str = "volume") -> str:
             "a name begins with a letter or digit and has letters, digits, '.', '_' and '-', at most 128",
         )
     return name
+
+
+def check_piece(what: str, offset: int, length: int, size_bytes: int) -> None:
+    """Raise WrongInput for a piece of content that is not within a volume of that size."""
+    if not 0 <= offset <= size_bytes - length:
+        raise WrongInput(what, f"{length} bytes at {offset} are not within its {size_bytes} bytes")
+
+
+def check_fits(what: str, size_bytes: int, volume_bytes: int) -> None:
+    """Raises WrongInput when content is larger than the volume it is for, or nothing."""
+    if not 0 < size_bytes <= volume_bytes:
+        why = f"{size_bytes} bytes are no content for a volume of {volume_bytes}"
+        raise WrongInput(what, why, "resize the volume first")
 
 
 def check_size(name: str, size_bytes: int, limit_bytes: int) -> int:

@@ -4,11 +4,17 @@
 """
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from pvccommon.storage.ceph import is_missing
 from pvccommon.storage.pool import snapshot_name
 from pvccommon.storage.sparse import PIECE_BYTES, ZERO_PIECE
+
+
+def seconds(moment: datetime) -> float:
+    """Seconds since the epoch; the binding gives times in UTC that do not say so."""
+    return moment.replace(tzinfo=UTC).timestamp()
 
 
 def parent_name(ioctx: Any, image: Any) -> str | None:
@@ -40,6 +46,15 @@ def shown_snapshots(image: Any) -> list[dict[str, Any]]:
 
 def snapshot_names(image: Any) -> set[str]:
     return {snapshot["name"] for snapshot in shown_snapshots(image)}
+
+
+def remove_snapshots(image: Any) -> bool:
+    """Remove all that can be, protected or not; whether none is left: those with clones are."""
+    for snapshot in snapshots(image):
+        if image.is_protected_snap(snapshot["name"]):
+            image.unprotect_snap(snapshot["name"])
+        image.remove_snap(snapshot["name"])
+    return not list(image.list_snaps())
 
 
 def clones(ioctx: Any, image_id: str, snapshot_id: int) -> Iterator[str]:
@@ -83,14 +98,28 @@ def parent_id(image: Any) -> str | None:
 
 def used_bytes(image: Any) -> int:
     """What the image occupies without its parent, in whole objects as the object map has them (`rbd du`)."""
+    return _extent_bytes(image, None)
+
+
+def _extent_bytes(image: Any, since: str | None) -> int:
     lengths: list[int] = []
 
     def note(_offset: int, length: int, exists: bool) -> None:
         if exists:
             lengths.append(length)
 
-    image.diff_iterate(0, image.size(), None, note, include_parent=False, whole_object=True)
+    image.diff_iterate(0, image.size(), since, note, include_parent=False, whole_object=True)
     return sum(lengths)
+
+
+def snapshot_used_bytes(image: Any, snapshot: dict[str, Any]) -> int:
+    """What was written between the snapshot before it and this one, in whole objects."""
+    before = [found["name"] for found in snapshots(image) if found["id"] < snapshot["id"]]
+    image.set_snap(snapshot["name"])
+    try:
+        return _extent_bytes(image, before[-1] if before else None)
+    finally:
+        image.set_snap(None)
 
 
 def data_window(image: Any, start: int, length: int) -> Iterator[bytes]:

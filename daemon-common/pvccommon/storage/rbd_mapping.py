@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from pvccommon.errors import WrongState
+from pvccommon.errors import PvcError, WrongState
 from pvccommon.run import CommandFailed, run
 from pvccommon.storage.ceph import CephAccount
-from pvccommon.storage.export import open_export
+from pvccommon.storage.export import Watch, open_export
 from pvccommon.storage.faults import os_errors
 from pvccommon.storage.image_users import READER, WRITER, ImageUsers, Watcher
 from pvccommon.storage.loop import loop_device
@@ -54,9 +54,19 @@ def choose(mode: MappingMode) -> Literal["kernel", "export"]:
 
 @contextmanager
 def map_image(
-    account: CephAccount, users: ImageUsers, image: Image, mode: MappingMode, *, read_only: bool
+    account: CephAccount,
+    users: ImageUsers,
+    image: Image,
+    mode: MappingMode,
+    *,
+    read_only: bool,
+    find_fault: Watch,
 ) -> Iterator[BlockDevice]:
-    """The image as a block device, for as long as the context and this process live. Raises Busy."""
+    """The image as a block device, for as long as the context and this process live. Raises Busy.
+
+    `find_fault` tells why a write could wait for ever. When it has done so twice, an export is ended, with
+    that error; the kernel's RBD answers writes to a full pool with an error by itself.
+    """
     what = f"open volume {image.label}"
     if mode == "loop":
         hint = "set storage.mapping to auto in the configuration"
@@ -68,7 +78,7 @@ def map_image(
                 device, client = stack.enter_context(_kernel_device(account, image, read_only))
                 stack.enter_context(users.noted(image.id, client, READER if read_only else WRITER))
         else:
-            fd = _exported(stack, account, users, image, what, read_only)
+            fd = _exported(stack, account, users, image, what, read_only, find_fault)
             # No direct I/O on an export: see export.py.
             loop = loop_device(fd, image.label, read_only=read_only, direct_io=False)
             device = stack.enter_context(loop)
@@ -76,7 +86,13 @@ def map_image(
 
 
 def _exported(
-    stack: ExitStack, account: CephAccount, users: ImageUsers, image: Image, what: str, read_only: bool
+    stack: ExitStack,
+    account: CephAccount,
+    users: ImageUsers,
+    image: Image,
+    what: str,
+    read_only: bool,
+    find_fault: Watch,
 ) -> int:
     """A descriptor of the image's export."""
     node = {
@@ -91,14 +107,31 @@ def _exported(
     with users.turn(image.id, what):
         users.refuse_users(image.id, what, readers_may=read_only)
         before = users.watchers(image.id, what)
-        export = open_export(node, what, read_only=read_only, environment=_environment(account))
+        new: list[Watcher] = []
+        watch = None if read_only else twice(find_fault, lambda: users.fence(new))
+        export = open_export(node, what, read_only=read_only, environment=_environment(account), watch=watch)
         fd = stack.enter_context(export)
-        new = [watcher for watcher in users.watchers(image.id, what) if watcher not in before]
+        new += [watcher for watcher in users.watchers(image.id, what) if watcher not in before]
         # More than one: a domain was started at this moment. Whose client is whose cannot be told then, and a
         # wrong note would have the domain fenced.
         if len(new) == 1:
             stack.enter_context(users.noted(image.id, new[0], READER if read_only else WRITER))
     return fd
+
+
+def twice(find_fault: Watch, before_the_end: Callable[[], None]) -> Watch:
+    """A watch that believes an error when it comes two times running."""
+    seen: list[PvcError] = []
+
+    def watch() -> PvcError | None:
+        fault = find_fault()
+        if fault is None or not seen:
+            seen[:] = [fault] if fault else []
+            return None
+        before_the_end()
+        return fault
+
+    return watch
 
 
 @contextmanager
@@ -128,14 +161,26 @@ def _kernel_device(
 def sweep_kernel_devices(users: ImageUsers, pool: str, find_id: Callable[[str], str | None]) -> list[str]:
     """Unmap devices of this pool whose processes are dead: unlike an export, the kernel keeps them."""
     removed = []
+    for device, name in abandoned_devices(users, pool, find_id):
+        unmap_abandoned(device)
+        removed.append(f"device {device} of {name}")
+    return removed
+
+
+def abandoned_devices(
+    users: ImageUsers, pool: str, find_id: Callable[[str], str | None]
+) -> Iterator[tuple[str, str]]:
+    """Devices of this pool whose processes are dead: (path, "pool/image")."""
     for entry in sorted((KERNEL / "devices").glob("*")):
         name = (entry / "name").read_text().strip()
         image_id = find_id(name) if (entry / "pool").read_text().strip() == pool else None
         if image_id is not None and users.is_abandoned(image_id, _client_id(entry)):
-            device = f"/dev/rbd{entry.name}"
-            run(["rbd", "device", "unmap", "--options", "force", device], timeout_s=MAP_TIMEOUT_S)
-            removed.append(f"device {device} of {pool}/{name}")
-    return removed
+            yield f"/dev/rbd{entry.name}", f"{pool}/{name}"
+
+
+def unmap_abandoned(device: str) -> None:
+    """Unmap a device nobody uses any more. Raises CommandFailed."""
+    run(["rbd", "device", "unmap", "--options", "force", device], timeout_s=MAP_TIMEOUT_S)
 
 
 def _client_id(entry: Path) -> int:

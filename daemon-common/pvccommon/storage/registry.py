@@ -7,7 +7,8 @@ from types import MappingProxyType
 from pvccommon.config import Config, Pool
 from pvccommon.errors import NotFound
 from pvccommon.storage.ceph import CephAccount
-from pvccommon.storage.directory import GIB, DirectoryPool
+from pvccommon.storage.directory import DirectoryPool
+from pvccommon.storage.directory_layout import GIB
 from pvccommon.storage.pool import StoragePool
 from pvccommon.storage.rbd import RbdPool
 
@@ -46,6 +47,13 @@ def pools_from_config(config: Config) -> Mapping[str, StoragePool]:
         for name, settings in config.storage.pools.items()
     }
     return MappingProxyType(pools)
+
+
+def made_pool(name: str, config: Config) -> StoragePool:
+    """A pool made through the API."""
+    ceph = config.storage.ceph
+    settings = Pool("rbd", ceph_user=ceph.ceph_user, ceph_conf=ceph.ceph_conf, ceph_keyring=ceph.ceph_keyring)
+    return _rbd_pool(name, settings, config)
 
 
 def get_pool(pools: Mapping[str, StoragePool], name: str) -> StoragePool:

@@ -2,24 +2,28 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pvccommon.errors import WrongInput
-from pvccommon.storage.pool import ByteSource
+from pvccommon.storage.pool import ByteSource, check_piece
 
 PIECE_BYTES = 1024 * 1024
 BLOCK_BYTES = 4096
 ZERO_PIECE = bytes(PIECE_BYTES)
 
 
-def write_sparse(fd: int, stream: ByteSource, size_bytes: int, what: str) -> None:
-    """Fill an empty file with exactly `size_bytes` of a stream; blocks of zeros become holes.
+class FileWriter:
+    """The content of a new sparse file, piece by piece."""
 
-    The file's size is rounded up to whole sectors. Raises WrongInput for a stream of another length.
-    """
-    os.ftruncate(fd, -(-size_bytes // 512) * 512)
-    for offset, data in data_runs(stream, size_bytes, what):
-        _write_all(fd, data, offset)
+    def __init__(self, fd: int, size_bytes: int, what: str) -> None:
+        self._fd = fd
+        self._size_bytes = size_bytes
+        self._what = what
+
+    def write(self, offset: int, data: bytes, /) -> None:
+        """Raises WrongInput for a piece that is not within the file."""
+        check_piece(self._what, offset, len(data), self._size_bytes)
+        write_all(self._fd, memoryview(data), offset)
 
 
 def data_runs(stream: ByteSource, size_bytes: int, what: str) -> Iterator[tuple[int, memoryview]]:
@@ -37,6 +41,30 @@ def data_runs(stream: ByteSource, size_bytes: int, what: str) -> Iterator[tuple[
         offset += len(piece)
     if stream.read(1):
         raise WrongInput(what, f"the stream is longer than the {size_bytes} bytes announced")
+
+
+def overwrite(
+    stream: ByteSource,
+    size_bytes: int,
+    volume_bytes: int,
+    what: str,
+    *,
+    write: Callable[[memoryview, int], None],
+    clear: Callable[[int, int], None],
+) -> None:
+    """Write exactly `size_bytes` of a stream over a volume's content, and `clear(offset, length)` what it has
+    no data for, up to the volume's end.
+
+    Raises WrongInput for a stream of another length; what came before is written then.
+    """
+    end = 0
+    for offset, data in data_runs(stream, size_bytes, what):
+        if offset > end:
+            clear(end, offset - end)
+        write(data, offset)
+        end = offset + len(data)
+    if volume_bytes > end:
+        clear(end, volume_bytes - end)
 
 
 def read_pieces(fd: int, size_bytes: int) -> Iterator[bytes]:
@@ -83,7 +111,7 @@ def _runs(piece: bytes) -> Iterator[tuple[int, int]]:
         yield start, len(piece)
 
 
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
+def write_all(fd: int, data: memoryview, offset: int) -> None:
     while data:
         written = os.pwrite(fd, data, offset)
         data, offset = data[written:], offset + written
