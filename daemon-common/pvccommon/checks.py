@@ -8,7 +8,8 @@ from sqlalchemy.orm import Session
 
 from pvccommon import names
 from pvccommon.errors import PvcError
-from pvccommon.models import ACTIVE_STATES, Build, Json, Vm, one_of
+from pvccommon.kept_volumes import discard_command, find_left_volume
+from pvccommon.models import ACTIVE_STATES, Build, Json, Resource, ResourceState, Vm, one_of
 from pvccommon.placement import Candidate, allowed_nodes
 
 MIB = 1024**2
@@ -44,8 +45,9 @@ def check_plan(
         return
     yield check_memory(plan, node, reserved_mib)
     yield check_vcpus(plan, node)
+    yield from check_firmware(plan, node)
     yield from check_networks(plan, node)
-    yield from check_volumes(plan, node, find_volume)
+    yield from check_volumes(session, plan, node, find_volume)
     yield from check_space(plan, node)
     yield from check_filesystems(plan, node)
 
@@ -73,6 +75,10 @@ def check_node(plan: Json, node: Candidate | None, candidates: Sequence[Candidat
         )
     dead = [candidate.name for candidate in candidates if not candidate.alive]
     limit = plan["system"]["node_limit"]
+    image = plan.get("image") or {}
+    if image.get("node"):
+        why = f"image {image['name']} is on node {image['node']} only, which is not running or not allowed"
+        return Check("node", False, why, "start pvc-node there, or import the image into a shared pool")
     if limit and any(candidate.alive for candidate in candidates):
         return Check(
             "node", False, f"none of the nodes {limit} is running", "change node_limit of the system template"
@@ -85,6 +91,9 @@ def check_boot(plan: Json) -> Check:
     disks = [volume["disk_id"] for volume in plan["volumes"]]
     if len(set(disks)) != len(disks):
         return Check("disks", False, "a disk id is used twice")
+    taken = sorted({cdrom["disk_id"] for cdrom in plan.get("cdroms", ())}.intersection(disks))
+    if taken:
+        return Check("disks", False, f"{' and '.join(taken)} is needed for a CD-ROM", "rename the disk")
     mounted = [volume["mountpoint"] for volume in plan["volumes"] if volume["mountpoint"]]
     if len(set(mounted)) != len(mounted):
         return Check("disks", False, "a mount point is used twice")
@@ -100,6 +109,15 @@ def check_memory(plan: Json, node: Candidate, reserved_mib: int) -> Check:
 def check_vcpus(plan: Json, node: Candidate) -> Check:
     need, has = plan["system"]["vcpu_count"], int(node.capabilities.get("vcpus", 0))
     return Check("vcpus", need <= max(has, 1), f"needs {need}, node {node.name} has {has}", "use fewer vCPUs")
+
+
+def check_firmware(plan: Json, node: Candidate) -> Iterator[Check]:
+    """Of an image that asks for one."""
+    wanted = ((plan.get("image") or {}).get("hardware") or {}).get("firmware")
+    known = node.capabilities.get("firmware")
+    if wanted and known is not None:
+        message = f"the image starts by {wanted}, node {node.name} has {' and '.join(known)}"
+        yield Check("firmware", wanted in known, message, "install the package ovmf on the node")
 
 
 def check_networks(plan: Json, node: Candidate) -> Iterator[Check]:
@@ -126,10 +144,13 @@ def check_networks(plan: Json, node: Candidate) -> Iterator[Check]:
             yield Check(path, True, f"on {'user-mode network' if known.get('user') else known.get('bridge')}")
 
 
-def check_volumes(plan: Json, node: Candidate, find_volume: FindVolume | None) -> Iterator[Check]:
-    """Pools and sources exist, targets do not."""
-    for volume in plan["volumes"]:
-        pool, name, source = volume["pool"], volume["volume"], volume["source_volume"]
+def check_volumes(
+    session: Session, plan: Json, node: Candidate, find_volume: FindVolume | None
+) -> Iterator[Check]:
+    """Pools, sources and the CD-ROMs of images exist; targets do not, nor is anything of an earlier build in
+    their way."""
+    for volume in (*plan["volumes"], *plan.get("cdroms", ())):
+        pool, name, source = volume["pool"], volume["volume"], volume.get("source_volume")
         path = f"volume.{name}"
         if pool not in node.pools:
             has = ", ".join(node.pools) or "none"
@@ -137,10 +158,19 @@ def check_volumes(plan: Json, node: Candidate, find_volume: FindVolume | None) -
                 path, False, f"node {node.name} has no pool {pool} (it has: {has})", "see: pvc node info"
             )
             continue
+        shared = bool(node.pools[pool].get("shared"))
+        left = find_left_volume(session, f"{pool}/{name}", None if shared else node.name)
+        if left is not None:
+            yield _check_left(path, left)
+            continue
         if find_volume is None:
             continue
         try:
-            if find_volume(node.name, pool, name):
+            there = find_volume(node.name, pool, name)
+            if volume.get("temporary") is False:
+                yield Check(path, there is not None, f"CD-ROM {pool}/{name}", "import the image again")
+                continue
+            if there:
                 yield Check(
                     path,
                     False,
@@ -161,6 +191,20 @@ def check_volumes(plan: Json, node: Candidate, find_volume: FindVolume | None) -
             yield Check(path, True, f"will be a clone of {pool}/{source}")
 
 
+def _check_left(path: str, left: Resource) -> Check:
+    """A volume must go before a build makes one of its name: who removes it could not tell them apart."""
+    if left.state == ResourceState.HELD:
+        why = f"volume {left.name} is kept of build {left.build}, which failed"
+        return Check(path, False, why, discard_command(left.build))
+    why = f"volume {left.name} of build {left.build} is still to be removed by node {left.node}"
+    return Check(path, False, why, "try again when it has gone; see: pvc node list")
+
+
+def own_cdroms(plan: Json) -> list[Json]:
+    """The CD-ROMs a build makes itself, which plans of earlier versions do not have."""
+    return [cdrom for cdrom in plan.get("cdroms", ()) if cdrom["temporary"]]
+
+
 def check_space(plan: Json, node: Candidate) -> Iterator[Check]:
     pools = dict.fromkeys(volume["pool"] for volume in plan["volumes"] if volume["pool"] in node.pools)
     for pool in pools:
@@ -174,7 +218,9 @@ def check_space(plan: Json, node: Candidate) -> Iterator[Check]:
             )
             continue
         need = sum(
-            v["size_bytes"] or 0 for v in plan["volumes"] if v["pool"] == pool and not v["source_volume"]
+            v["size_bytes"] or 0
+            for v in (*plan["volumes"], *own_cdroms(plan))
+            if v["pool"] == pool and not v.get("source_volume")
         )
         free = max(0, state["free_bytes"] - node.pending.get(pool, 0))
         message = f"needs {need // MIB} MiB, has {free // MIB} MiB free"

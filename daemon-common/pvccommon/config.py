@@ -5,13 +5,16 @@ a file against them; `describe` yields the rows of docs/configuration.md.
 """
 
 import difflib
+import ipaddress
 import os
+import re
 import socket
 import stat
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +23,7 @@ import yaml
 from pvccommon.errors import EnvironmentFault, Problem, WrongInput
 
 DEFAULT_PATH = "/etc/pvc/pvc.conf"
+PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -44,7 +48,26 @@ class Node:
         factory=short_host_name,
     )
     heartbeat_s: int = key("Seconds between two reports of this node's state.", 5)
+    dead_after_s: int = key(
+        "A node that has not reported for so many seconds is taken for dead: its builds move to other nodes. "
+        "The same on all machines.",
+        30,
+    )
     reserved_memory_mib: int = key("Memory kept free for the hypervisor itself when VMs are placed.", 512)
+    transfer_address: str = key(
+        "Address of this node on which it takes uploads from the API and gives downloads to it; the API must "
+        "reach it. Not a wildcard.",
+        "127.0.0.1",
+    )
+    transfer_ports: str | None = key(
+        "Ports for that, such as `7400-7409`. Default: any free one, which no firewall may block.",
+        None,
+    )
+    transfers: int = key("Uploads and downloads at one time on this node.", 4)
+
+    @property
+    def dead_after(self) -> timedelta:
+        return timedelta(seconds=self.dead_after_s)
 
 
 @dataclass(frozen=True)
@@ -126,6 +149,11 @@ class Builds:
     log_limit_bytes: int = key(
         "What a build may write to its log; the rest is cut, with a note.", 16 * 1024 * 1024
     )
+    keep_secrets_hours: int = key(
+        "Hours for which values of secret arguments of a failed or cancelled build are kept for its retry; "
+        "afterwards they must be given again.",
+        24,
+    )
     stage_timeout_s: StageTimeouts = key("Time limits of the stages.", factory=StageTimeouts)
 
 
@@ -163,13 +191,46 @@ class Pool:
 
 
 @dataclass(frozen=True)
+class Ceph:
+    ceph_user: str = key("Ceph user for pools made through the API, without `client.`.", "pvc")
+    ceph_conf: str = key(
+        "The cluster's configuration file; a node without it does without such pools.", "/etc/ceph/ceph.conf"
+    )
+    ceph_keyring: str | None = key("File with the user's key; as in `storage.pools`.", None)
+    manager_user: str | None = key(
+        "Ceph user that may make, change and remove pools. Set it on one node or more; see docs/storage.md.",
+        None,
+    )
+    manager_keyring: str | None = key("File with that user's key.", None)
+
+
+@dataclass(frozen=True)
 class Storage:
     pools: dict[str, Pool] = key("The pools, by name.", factory=dict)
+    ceph: Ceph = key("The Ceph cluster in which pools are made through the API.", factory=Ceph)
     max_volume_gib: int = key("Largest volume that may be made.", 16_384)
     mapping: Literal["auto", "loop", "export", "kernel"] = key(
         "How volumes become block devices: `loop` (raw files), `export` (qemu-storage-daemon), `kernel` "
         "(the kernel's RBD; files as with `auto`); `auto` probes.",
         "auto",
+    )
+
+
+@dataclass(frozen=True)
+class Images:
+    imports: int = key(
+        "Images that are imported on this node at one time. Uploads that pause between two chunks count.", 4
+    )
+    max_virtual_gib: int = key(
+        "Largest image: both its file and what its disks hold together, in GiB. The pool has a limit, too.",
+        2048,
+    )
+    upload_idle_s: int = key("An upload that gets no next chunk for so many seconds is ended.", 900)
+    fetch_timeout_s: int = key("Seconds the fetching of an image by URL may take.", 21_600)
+    fetch_from: tuple[str, ...] = key(
+        "Networks, such as `127.0.0.0/8`, from which images are fetched although they are this node's, or "
+        "link-local.",
+        (),
     )
 
 
@@ -194,6 +255,7 @@ class Config:
     builds: Builds = key("Running builder scripts.", factory=Builds)
     sandbox: SandboxSettings = key("What confines builder scripts.", factory=SandboxSettings)
     storage: Storage = key("Storage pools of this node.", factory=Storage)
+    images: Images = key("Images that are uploaded or fetched.", factory=Images)
     networks: dict[str, Network] = key(
         "Networks of this node, by VNI or `upstream`, `cluster`, `storage`.", factory=dict
     )
@@ -274,8 +336,43 @@ def _check_combinations(config: Config) -> Iterator[Problem]:
     for name in ("heartbeat_s", "reserved_memory_mib"):
         if getattr(config.node, name) < 1:
             yield Problem(f"node.{name}", "must be at least 1")
+    yield from _check_transfers(config.node)
+    yield from _check_images(config.images)
+    if config.builds.keep_secrets_hours < 0:
+        yield Problem("builds.keep_secrets_hours", "must be at least 0")
+    if config.node.dead_after_s <= config.node.heartbeat_s:
+        yield Problem("node.dead_after_s", "must be more than node.heartbeat_s")
     if config.sandbox.first_uid < 65_536:
         yield Problem("sandbox.first_uid", "must be at least 65536, outside the host's own accounts")
+
+
+def _check_images(images: Images) -> Iterator[Problem]:
+    for name in ("imports", "max_virtual_gib", "upload_idle_s", "fetch_timeout_s"):
+        if getattr(images, name) < 1:
+            yield Problem(f"images.{name}", "must be at least 1")
+    for network in images.fetch_from:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError:
+            yield Problem("images.fetch_from", f"{network!r} is not a network such as 127.0.0.0/8")
+
+
+def _check_transfers(node: Node) -> Iterator[Problem]:
+    if node.transfers < 1:
+        yield Problem("node.transfers", "must be at least 1")
+    try:
+        address = ipaddress.ip_address(node.transfer_address)
+    except ValueError:
+        yield Problem("node.transfer_address", "must be an IP address")
+    else:
+        if address.is_unspecified:
+            yield Problem("node.transfer_address", "must be one address, which the API can connect to")
+    if node.transfer_ports is None:
+        return
+    found = PORTS.fullmatch(node.transfer_ports)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 0 < first <= last < 65536:
+        yield Problem("node.transfer_ports", "must be a port, or a range such as 7400-7409")
 
 
 def _read_section(section: type, document: object, path: str, problems: list[Problem]) -> Any:

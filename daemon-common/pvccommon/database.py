@@ -1,13 +1,15 @@
 """The connection to PostgreSQL, and the state of its schema."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, func, select
 from sqlalchemy.engine import URL, Engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from pvccommon.config import Database as DatabaseConfig
@@ -18,6 +20,16 @@ if TYPE_CHECKING:
     from alembic.config import Config as AlembicConfig
 
 CONNECT_TIMEOUT_S = 5
+# The server ends a transaction nobody goes on with, so that a machine that froze keeps no rows locked.
+IDLE_TRANSACTION_S = 60
+# Shorter than the lease of a build, which must not be worked on without it.
+PATIENCE_S = 30.0
+PAUSE_S = 0.2
+Answer = TypeVar("Answer")
+
+
+class DatabaseSilent(EnvironmentFault):
+    """The server did not answer, or went away in the middle; whether a commit arrived is not known."""
 
 
 class Database:
@@ -39,7 +51,10 @@ class Database:
             pool_pre_ping=True,
             pool_size=5,
             max_overflow=20,
-            connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
+            connect_args={
+                "connect_timeout": CONNECT_TIMEOUT_S,
+                "options": f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_S}s",
+            },
         )
         self._sessions = sessionmaker(self.engine, future=True, expire_on_commit=False)
 
@@ -47,15 +62,31 @@ class Database:
     def session(self) -> Iterator[Session]:
         """One transaction: committed at the end of the block, rolled back on any exception.
 
-        Raises EnvironmentFault when the server does not answer.
+        Raises DatabaseSilent when the server does not answer.
         """
         try:
             with self._sessions() as session, session.begin():
                 yield session
-        except OperationalError as exc:
+        except (OperationalError, InterfaceError) as exc:
             reason = str(exc.orig).strip().splitlines()[0] if exc.orig else str(exc)
             where = f"{self._config.host}:{self._config.port}"
-            raise EnvironmentFault(f"use the database at {where}", reason, "is PostgreSQL running?") from exc
+            raise DatabaseSilent(f"use the database at {where}", reason, "is PostgreSQL running?") from exc
+
+    def patiently(self, action: Callable[[Session], Answer], patience_s: float = PATIENCE_S) -> Answer:
+        """What an action answers in a transaction of its own; tried again while the server is silent.
+
+        The action must be safe to repeat, because its transaction may have been committed before the
+        connection broke. Raises DatabaseSilent at the end of the patience.
+        """
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                with self.session() as session:
+                    return action(session)
+            except DatabaseSilent:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(PAUSE_S)
 
     def close(self) -> None:
         self.engine.dispose()
@@ -88,6 +119,15 @@ class Database:
                 f"its schema is at version {current or 'none'}, this program needs {wanted}",
                 "run: pvc-api migrate",
             )
+
+
+def database_now(session: Session) -> datetime:
+    """The time of the database's clock at this moment.
+
+    What machines compare with each other (leases, heartbeats) is told by this clock: theirs may differ.
+    """
+    moment: datetime = session.execute(select(func.clock_timestamp())).scalar_one()
+    return moment
 
 
 def _alembic_config() -> "AlembicConfig":

@@ -1,7 +1,8 @@
 """What a builder script declares about itself, read from its source without running a line of it.
 
 A script is parsed into a syntax tree; the class `VMBuilderScript` is looked at for its doc string,
-`api_version`, `cacheable`, and `arguments`, a tuple of `Argument(...)` calls holding literals only.
+`api_version`, `cacheable`, `answers_mib`, and `arguments`, a tuple of `Argument(...)` calls holding literals
+only.
 """
 
 import ast
@@ -24,6 +25,7 @@ TRUE_WORDS = ("true", "yes", "y", "on", "t", "1")
 FALSE_WORDS = ("false", "no", "n", "off", "f", "0")
 REDACTED = "<redacted>"
 MAX_ARGUMENTS = 256
+MAX_ANSWERS_MIB = 256
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Declaration:
     cacheable: bool
     sha256: str
     arguments: tuple[Argument, ...] = field(default=())
+    answers_mib: int = 0  # size of the CD-ROM the script fills with answers for an installer; 0: none
 
     def to_dict(self) -> dict[str, Any]:
         """JSON shape, as stored in `Script.declaration`."""
@@ -216,6 +219,7 @@ def _read_class(node: ast.ClassDef, tree: ast.Module, source: str) -> Declaratio
         cacheable=_read_cacheable(assigned.get("cacheable"), problems),
         sha256=hashlib.sha256(source.encode()).hexdigest(),
         arguments=tuple(_read_arguments(assigned.get("arguments"), problems)),
+        answers_mib=_read_answers_mib(assigned.get("answers_mib"), problems),
     )
     if not node.bases:
         problems.append(Problem(f"script line {node.lineno}", f"{CLASS_NAME} must derive from VMBuilder"))
@@ -274,6 +278,14 @@ def _read_cacheable(node: ast.expr | None, problems: list[Problem]) -> bool:
     if not isinstance(value, bool):
         problems.append(Problem("cacheable", "must be True or False"))
         return False
+    return value
+
+
+def _read_answers_mib(node: ast.expr | None, problems: list[Problem]) -> int:
+    value = 0 if node is None else _literal(node, "answers_mib", problems)
+    if type(value) is not int or not 0 <= value <= MAX_ANSWERS_MIB:
+        problems.append(Problem("answers_mib", f"must be a whole number from 0 to {MAX_ANSWERS_MIB}"))
+        return 0
     return value
 
 

@@ -5,6 +5,7 @@ PvcError
 ├── NotFound             a named object does not exist
 ├── Exists               a name is taken
 ├── WrongState           the object exists but is not in a state that allows this
+│   └── LeaseLost        the build belongs to another process now; touch nothing of it
 ├── Unauthenticated      no token, or an unknown one
 ├── Forbidden            the token's role does not allow this
 ├── NoSpace              memory, pool or file system is too full
@@ -118,6 +119,10 @@ class Exists(PvcError):
 
 class WrongState(PvcError):
     kind = Kind.WRONG_STATE
+
+
+class LeaseLost(WrongState):
+    pass
 
 
 class Unauthenticated(PvcError):

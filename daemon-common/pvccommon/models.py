@@ -69,10 +69,17 @@ ACTIVE_SQL = "state IN ('queued', 'running', 'undoing')"
 
 
 class ResourceState(enum.StrEnum):
+    """See `pvcnoded.journal`; `held`: kept of a failed build for inspection, until it is discarded."""
+
     INTENDED = "intended"
     MADE = "made"
     KEPT = "kept"
+    HELD = "held"
     UNDONE = "undone"
+
+
+# Lines of a journal that are to be kept, held or undone yet.
+PENDING = (ResourceState.INTENDED, ResourceState.MADE)
 
 
 def one_of(column: Any, values: Iterable[str]) -> Any:
@@ -171,8 +178,64 @@ class Script(Base):
     declaration: Json = Column(JSON, nullable=False)
 
 
+class ImageKind(enum.StrEnum):
+    """`disk`: one disk. `iso`: a CD-ROM. `ova`: several disks and a hardware description."""
+
+    DISK = "disk"
+    ISO = "iso"
+    OVA = "ova"
+
+
+class ImageState(enum.StrEnum):
+    IMPORTING = "importing"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class Image(Base):
+    """What a VM's disk can start from, kept as volumes of a pool. Disks are cloned from snapshot `base`.
+
+    `format`: as it was given on upload. `size_bytes`, `sha256`: of what was uploaded. `node`: null in a pool
+    that all nodes reach. `document`: {hardware, warnings} of an OVA. `owner`: the process that imports it.
+    `error`: null or {kind, what, why, hint}.
+    """
+
+    __tablename__ = "image"
+    id: int = Column(Integer, Identity(), primary_key=True)
+    name: str = Column(String, nullable=False, unique=True)
+    kind: str = Column(String, nullable=False)
+    state: str = Column(String, nullable=False, default=ImageState.IMPORTING.value)
+    pool: str = Column(String, nullable=False)
+    node: str | None = Column(String)
+    format: str = Column(String, nullable=False)
+    source: str = Column(String, nullable=False, default="upload")  # or the URL it was fetched from
+    size_bytes: int | None = Column(BigInteger)
+    sha256: str | None = Column(String)
+    document: Json = Column(JSON, nullable=False, default=dict)
+    percent: float | None = Column(Float)
+    error: Json | None = Column(JSON)
+    owner: str | None = Column(String)
+    created: datetime = Column(DateTime(timezone=True), nullable=False, default=now)
+    finished: datetime | None = Column(DateTime(timezone=True))
+    volumes: "list[ImageVolume]" = relationship(
+        "ImageVolume", cascade="all, delete-orphan", order_by="ImageVolume.position", passive_deletes=True
+    )
+
+
+class ImageVolume(Base):
+    """A volume of an image; its row is written before it is made. `size_bytes` is the disk's."""
+
+    __tablename__ = "image_volume"
+    image: int = Column(ForeignKey("image.id", ondelete="CASCADE"), primary_key=True)
+    position: int = Column(Integer, primary_key=True, autoincrement=False)
+    disk_id: str = Column(String, nullable=False)
+    pool: str = Column(String, nullable=False)
+    volume: str = Column(String, nullable=False)
+    size_bytes: int = Column(BigInteger, nullable=False)
+
+
 class Profile(Base):
-    """Templates, script and arguments under one name: what a VM is made from."""
+    """Templates, script, image and arguments under one name: what a VM is made from."""
 
     __tablename__ = "profile"
     id: int = Column(Integer, Identity(), primary_key=True)
@@ -183,19 +246,22 @@ class Profile(Base):
     storage_template_id: int | None = Column(ForeignKey("storage_template.id"))
     userdata_id: int | None = Column(ForeignKey("userdata.id"))
     script_id: int = Column(ForeignKey("script.id"), nullable=False)
+    image_id: int | None = Column(ForeignKey("image.id"))
     arguments: list[str] = Column(JSON, nullable=False, default=list)  # ["release=bookworm", …]
     system_template: SystemTemplate = relationship("SystemTemplate")
     network_template: NetworkTemplate | None = relationship("NetworkTemplate")
     storage_template: StorageTemplate | None = relationship("StorageTemplate")
     userdata: Userdata | None = relationship("Userdata")
     script: Script = relationship("Script")
+    image: Image | None = relationship("Image")
 
 
 class Build(Base):
     """One making of one VM. The row is the truth; the queue only carries its id.
 
     `plan`: the frozen plan (`planning.Plan`), without secrets. `secrets`: values of secret arguments, never
-    shown. `stages`: [{stage, started, finished, seconds}]. `error`: null or {kind, what, why, hint, stage}.
+    shown; of a build that failed they are kept for a while, for its retry.
+    `stages`: [{stage, started, finished, seconds}]. `error`: null or {kind, what, why, hint, stage}.
     """
 
     __tablename__ = "build"
@@ -218,6 +284,8 @@ class Build(Base):
     stages: list[Json] = Column(JSON, nullable=False, default=list)
     error: Json | None = Column(JSON)
     cancel_requested: bool = Column(Boolean, nullable=False, default=False)
+    keep_on_failure: bool = Column(Boolean, nullable=False, default=False)
+    retry_of: str | None = Column(String)  # the build whose plan this one runs again
     lease_owner: str | None = Column(
         String
     )  # "<node>/<boot id>/<pid>/<start time>" of the process that runs it
@@ -259,7 +327,7 @@ class Resource(Base):
 
 
 class Node(Base):
-    """A hypervisor, as it last reported itself. `pools`: {name: {driver, total_bytes, free_bytes}}."""
+    """A hypervisor, as it last reported itself. `pools`: see `pvcnoded.pool_report`."""
 
     __tablename__ = "node"
     name: str = Column(String, primary_key=True)
@@ -280,8 +348,20 @@ class Node(Base):
     capabilities: Json = Column(JSON, nullable=False)  # {domain_type, cpu_mode, firmware: […], mapping, …}
 
 
+class CephPool(Base):
+    """A storage pool made through the API; nodes have it next to those of their configuration."""
+
+    __tablename__ = "ceph_pool"
+    name: str = Column(String, primary_key=True)
+    created: datetime = Column(DateTime(timezone=True), nullable=False, default=now)
+
+
 class Vm(Base):
-    """A virtual machine of ours. `tags`: [{name, type, protected}]."""
+    """A virtual machine of ours. `tags`: [{name, type, protected}].
+
+    `media`: its CD-ROMs until it first stops, [{pool, volume, disk_id, temporary, started}]; `temporary`:
+    made for this VM alone; `started`: it has run with them.
+    """
 
     __tablename__ = "vm"
     name: str = Column(String, primary_key=True)
@@ -298,6 +378,7 @@ class Vm(Base):
     userdata: str | None = Column(Text)
     tags: list[Json] = Column(JSON, nullable=False, default=list)
     volumes: list[Json] = Column(JSON, nullable=False, default=list)  # [{pool, volume, disk_id}]
+    media: list[Json] = Column(JSON, nullable=False, default=list)
     node_limit: str | None = Column(String)
     node_selector: str | None = Column(String)
     node_autostart: bool = Column(Boolean, nullable=False, default=False)

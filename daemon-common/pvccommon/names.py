@@ -12,6 +12,8 @@ VM_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 OBJECT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DISK_ID = re.compile(r"[sv]d[a-z]{1,2}")
 VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+ANSWERS = "answers"  # a VM's CD-ROM for its installer, beside the ids of its disks
+IMAGE_SNAPSHOT = "base"  # what VMs' disks are cloned from
 VNI = re.compile(r"upstream|cluster|storage|[1-9][0-9]{0,7}")
 MAX_VNI = 16_777_215  # RFC 7348: 24 bits
 FILESYSTEMS = ("ext4", "ext3", "ext2", "xfs", "btrfs", "vfat", "swap")
@@ -43,6 +45,20 @@ def vm_number(name: str) -> int:
 def volume_name(vm: str, disk_id: str) -> str:
     """The volume behind a VM's disk: `web1`, `sda` -> `web1_sda`. No VM name holds an underscore."""
     return f"{vm}_{disk_id}"
+
+
+def image_volume_name(image_id: int, disk_id: str) -> str:
+    """The volume behind a disk (or the "iso") of an image, by its number, so that images can be renamed.
+
+    `5`, `sda` -> `image_5_sda`: never that of a VM, whose name would hold an underscore.
+    """
+    return f"image_{image_id}_{disk_id}"
+
+
+def is_vm_volume(name: str) -> bool:
+    """Whether `volume_name` makes such names: those of VMs' disks and answers."""
+    vm, _, disk_id = name.partition("_")
+    return is_vm_name(vm) and (disk_id == ANSWERS or DISK_ID.fullmatch(disk_id) is not None)
 
 
 def disk_order(disk_id: str) -> tuple[int, str]:

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from pvccommon.models import ACTIVE_STATES, Build, Json, Node, Vm, now, one_of
+from pvccommon.database import database_now
+from pvccommon.models import ACTIVE_STATES, Build, Json, Node, Vm, one_of
 
-# A node that has not reported for this long is taken for dead.
-DEAD_AFTER = timedelta(seconds=30)
 # Any number will do; it only has to differ from those of other advisory locks on this database.
 PLACEMENT_LOCK = 0x7076_6331
 
@@ -36,8 +35,23 @@ class Candidate:
     pending: Mapping[str, int]
 
 
-def is_alive(node: Node) -> bool:
-    return not node.stopped and now() - node.heartbeat < DEAD_AFTER
+def is_silent(node: Node, at: datetime, dead_after: timedelta) -> bool:
+    """Whether a node has not been heard of for too long, be it dead or stopped in order.
+
+    `at`: the database's time, which heartbeats are told in.
+    """
+    return at - node.heartbeat >= dead_after
+
+
+def is_alive(node: Node, at: datetime, dead_after: timedelta) -> bool:
+    return not node.stopped and not is_silent(node, at, dead_after)
+
+
+def alive_nodes(session: Session, dead_after: timedelta) -> set[str]:
+    """The names of the nodes that run."""
+    at = database_now(session)
+    nodes = session.execute(select(Node)).scalars()
+    return {node.name for node in nodes if is_alive(node, at, dead_after)}
 
 
 def lock_placement(session: Session) -> None:
@@ -45,8 +59,9 @@ def lock_placement(session: Session) -> None:
     session.execute(select(func.pg_advisory_xact_lock(PLACEMENT_LOCK)))
 
 
-def load_candidates(session: Session) -> list[Candidate]:
+def load_candidates(session: Session, dead_after: timedelta) -> list[Candidate]:
     """All nodes that ever reported, dead ones included (so that a check can say so)."""
+    at = database_now(session)
     usage = {
         node: (count, memory or 0, vcpus or 0)
         for node, count, memory, vcpus in session.execute(
@@ -57,10 +72,18 @@ def load_candidates(session: Session) -> list[Candidate]:
     for build in session.execute(select(Build).where(one_of(Build.state, ACTIVE_STATES))).scalars():
         builds.setdefault(build.node, []).append(build)
     nodes = session.execute(select(Node).order_by(Node.name)).scalars()
-    return [_candidate(node, usage.get(node.name, (0, 0, 0)), builds.get(node.name, [])) for node in nodes]
+    return [
+        _candidate(
+            node,
+            is_alive(node, at, dead_after),
+            usage.get(node.name, (0, 0, 0)),
+            builds.get(node.name, []),
+        )
+        for node in nodes
+    ]
 
 
-def _candidate(node: Node, usage: tuple[int, int, int], builds: Sequence[Build]) -> Candidate:
+def _candidate(node: Node, alive: bool, usage: tuple[int, int, int], builds: Sequence[Build]) -> Candidate:
     pending: dict[str, int] = {}
     for build in builds:
         for volume in build.plan["volumes"]:
@@ -68,7 +91,7 @@ def _candidate(node: Node, usage: tuple[int, int, int], builds: Sequence[Build])
     building_mib = sum(build.memory_mib for build in builds)
     return Candidate(
         name=node.name,
-        alive=is_alive(node),
+        alive=alive,
         memory_total_mib=node.memory_total_mib,
         memory_free_mib=node.memory_free_mib - building_mib,
         memory_provisioned_mib=usage[1] + building_mib,
@@ -94,9 +117,14 @@ SELECTORS: dict[str, Callable[[Candidate], float]] = {  # the lowest value wins
 
 
 def allowed_nodes(candidates: Sequence[Candidate], plan: Json) -> list[Candidate]:
-    """Living nodes within the template's node limit."""
+    """Living nodes within the template's node limit; only its own for an image that one node has."""
     limit = [name.strip() for name in (plan["system"]["node_limit"] or "").split(",") if name.strip()]
-    return [node for node in candidates if node.alive and (not limit or node.name in limit)]
+    home = (plan.get("image") or {}).get("node")
+    return [
+        node
+        for node in candidates
+        if node.alive and (not limit or node.name in limit) and home in (None, node.name)
+    ]
 
 
 def choose_node(candidates: Sequence[Candidate], plan: Json, reserved_mib: int) -> Candidate | None:
@@ -115,6 +143,6 @@ def choose_node(candidates: Sequence[Candidate], plan: Json, reserved_mib: int) 
 def is_fit(node: Candidate, plan: Json, reserved_mib: int) -> bool:
     return (
         node.memory_free_mib >= plan["system"]["vram_mb"] + reserved_mib
-        and all(volume["pool"] in node.pools for volume in plan["volumes"])
+        and all(volume["pool"] in node.pools for volume in (*plan["volumes"], *plan.get("cdroms", ())))
         and all(network["vni"] in node.networks for network in plan["networks"])
     )

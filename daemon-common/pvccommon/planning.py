@@ -11,16 +11,15 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from pvccommon import declarations, names
+from pvccommon import declarations, names, planned_disks
 from pvccommon.checks import NAME_CHECK, Check, FindVolume, check_plan
 from pvccommon.config import Config
 from pvccommon.declarations import Declaration
 from pvccommon.errors import Exists, Problem, WrongInput
-from pvccommon.models import Json, Profile, StorageTemplateDisk
+from pvccommon.models import Json, Profile
 from pvccommon.placement import Candidate, choose_node, load_candidates
 
 PLAN_VERSION = 1
-GIB = 1024**3
 SYSTEM_FIELDS = (
     "id",
     "name",
@@ -55,7 +54,8 @@ class PlannedBuild:
     `plan`: {version, vm {name, uuid, id}, profile, node, define, start, script {name, source, sha256,
     declaration}, arguments (typed, secrets masked), argument_texts, system {…}, mac_template, networks [{vni,
     bridge, user, mac}], volumes [{pool, volume, disk_id, size_bytes, filesystem, filesystem_args, mountpoint,
-    source_volume}], userdata, domain {…}}. `secrets`: values of the secret arguments.
+    source_volume, source_snapshot}], cdroms (see `plan_cdroms`), image (see `plan_image`), userdata, domain
+    {…}}. `secrets`: values of the secret arguments.
     """
 
     plan: Json
@@ -95,13 +95,25 @@ def plan_build(
         problems.append(Problem("profile", f"there is no profile {request.profile[:80]!r}"))
         return PlannedBuild({}, {}, (), tuple(problems))
     plan, secrets = _draft(profile, request, problems)
-    candidates = load_candidates(session)
+    candidates = load_candidates(session, config.node.dead_after)
     node = choose_node(candidates, plan, config.node.reserved_memory_mib)
     if node is not None:
-        _settle_on(node, plan, problems)
+        settle_on(node, plan, problems)
+    checks = run_checks(session, config, plan, node, candidates, find_volume)
+    return PlannedBuild(plan, secrets, checks, tuple(problems))
+
+
+def run_checks(
+    session: Session,
+    config: Config,
+    plan: Json,
+    node: Candidate | None,
+    candidates: Sequence[Candidate],
+    find_volume: FindVolume | None,
+) -> tuple[Check, ...]:
+    """Every check of a plan; those that came out well give no hint."""
     checks = check_plan(session, plan, node, candidates, config.node.reserved_memory_mib, find_volume)
-    outcomes = tuple(replace(check, hint="") if check.ok else check for check in checks)
-    return PlannedBuild(plan, secrets, outcomes, tuple(problems))
+    return tuple(replace(check, hint="") if check.ok else check for check in checks)
 
 
 def _draft(profile: Profile, request: BuildRequest, problems: list[Problem]) -> tuple[Json, Json]:
@@ -111,6 +123,8 @@ def _draft(profile: Profile, request: BuildRequest, problems: list[Problem]) -> 
     problems.extend(wrong)
     arguments, secrets = declarations.split_secrets(declaration, values)
     template = profile.network_template
+    disks = profile.storage_template.disks if profile.storage_template else []
+    volumes = planned_disks.plan_volumes(request.name, disks, profile.image, problems)
     plan: Json = {
         "version": PLAN_VERSION,
         "vm": {"name": request.name, "uuid": str(uuid.uuid4()), "id": names.vm_number(request.name)},
@@ -129,31 +143,22 @@ def _draft(profile: Profile, request: BuildRequest, problems: list[Problem]) -> 
         "system": {name: getattr(profile.system_template, name) for name in SYSTEM_FIELDS},
         "mac_template": template.mac_template if template else None,
         "networks": [{"vni": net.vni} for net in template.networks] if template else [],
-        "volumes": _volumes(request.name, profile.storage_template.disks if profile.storage_template else []),
+        "image": planned_disks.plan_image(profile.image, problems),
+        "volumes": volumes,
+        "cdroms": planned_disks.plan_cdroms(
+            request.name, profile.image, declaration.answers_mib, volumes[0]["pool"] if volumes else ""
+        ),
         "userdata": profile.userdata.userdata if profile.userdata else None,
         "domain": {},
     }
     return plan, secrets
 
 
-def _volumes(vm: str, disks: Sequence[StorageTemplateDisk]) -> list[Json]:
-    return [
-        {
-            "pool": disk.pool,
-            "volume": names.volume_name(vm, disk.disk_id),
-            "disk_id": disk.disk_id,
-            "size_bytes": disk.disk_size_gb * GIB if disk.disk_size_gb else None,
-            "filesystem": disk.filesystem,
-            "filesystem_args": list(disk.filesystem_args),
-            "mountpoint": disk.mountpoint,
-            "source_volume": disk.source_volume,
-        }
-        for disk in sorted(disks, key=lambda disk: names.disk_order(disk.disk_id))
-    ]
+def settle_on(node: Candidate, plan: Json, problems: list[Problem]) -> None:
+    """Fill in what the chosen node decides: bridges, addresses, the domain's defaults.
 
-
-def _settle_on(node: Candidate, plan: Json, problems: list[Problem]) -> None:
-    """Fill in what the chosen node decides: bridges, addresses, the domain's defaults."""
+    Safe to repeat, also with another node: addresses depend on the VM only.
+    """
     plan["node"] = node.name
     vm, template = plan["vm"], plan["mac_template"]
     for index, network in enumerate(plan["networks"]):
@@ -165,6 +170,7 @@ def _settle_on(node: Candidate, plan: Json, problems: list[Problem]) -> None:
         except ValueError as exc:
             problems.append(Problem(f"networks[{index}].mac", str(exc)))
     system = plan["system"]
+    hardware = (plan.get("image") or {}).get("hardware") or {}
     plan["domain"] = {
         **node.capabilities["domain"],
         "architecture": node.architecture,
@@ -174,3 +180,5 @@ def _settle_on(node: Candidate, plan: Json, problems: list[Problem]) -> None:
         "vnc": system["vnc"],
         "vnc_bind": system["vnc_bind"] or "127.0.0.1",
     }
+    if hardware.get("firmware"):  # a system starts only by the firmware it was installed for
+        plan["domain"]["firmware"] = hardware["firmware"]

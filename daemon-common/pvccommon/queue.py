@@ -69,7 +69,7 @@ def send_build(app: Celery, build_id: str, node: str) -> None:
 
 
 def call_node(app: Celery, node: str, verb: str, arguments: dict[str, Any], timeout_s: float = 30) -> Any:
-    """Have a node do something short (`verb` of pvcnoded.commands) and return its JSON answer.
+    """Have a node do something short (`verb` of pvcnoded.command) and return its JSON answer.
 
     Raises the node's own error, or EnvironmentFault when the node does not answer in time; then the
     command has expired and will not run later.
