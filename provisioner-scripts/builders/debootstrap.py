@@ -1,6 +1,6 @@
 """Debian or Ubuntu from their package archives, on new disks."""
 
-from vmbuilder import Argument, ValidationError, VMBuilder, bootloader, chroot, cloud_init, debian
+from vmbuilder import Argument, VMBuilder, bootloader, chroot, cloud_init, debian
 from vmbuilder.apt_progress import AptProgress
 from vmbuilder.apt_sources import host_apt_sources, host_release
 from vmbuilder.command import require_tools
@@ -163,17 +163,15 @@ class VMBuilderScript(VMBuilder):
 
     def configure(self, target: Target) -> None:
         """What is the same for every VM with these arguments."""
-        user, keys = self.arguments["user"], self.arguments["ssh_keys"]
+        user = self.arguments["user"]
         target.set_locale(self.arguments["locale"])
         target.set_timezone(self.arguments["timezone"])
         target.use_dhcp()
-        target.lock_password("root")
-        if self.arguments["root_password_hash"]:
-            target.set_password_hash("root", self.arguments["root_password_hash"])
-        if user:
-            target.add_administrator(user)
-        if keys:
-            target.authorize_keys(user or "root", keys)
+        target.set_logins(
+            user=user,
+            ssh_keys=self.arguments["ssh_keys"],
+            root_password_hash=self.arguments["root_password_hash"],
+        )
         if cloud_init.is_installed(target):
             cloud_init.configure(target, user=user)
 
@@ -191,10 +189,5 @@ class VMBuilderScript(VMBuilder):
         """What makes it this VM and no other."""
         target.set_hostname(self.vm_name)
         target.reset_identity()
-        if cloud_init.is_installed(target):
-            seed = {"instance_id": str(self.vm_uuid), "hostname": self.vm_name, "userdata": self.userdata}
-            cloud_init.write_seed(target, **seed)
-        elif self.userdata:
-            raise ValidationError(
-                "the profile has user data, but package cloud-init is not among those installed"
-            )
+        seed = {"instance_id": str(self.vm_uuid), "hostname": self.vm_name, "userdata": self.userdata}
+        cloud_init.write_seed_if_installed(target, **seed)

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, NoReturn
 
 from vmbuilder import chroot, command, log
 from vmbuilder.channel import Channel
-from vmbuilder.context import Context
-from vmbuilder.domain import domain_xml
-from vmbuilder.errors import ClusterError, ProvisioningError
-from vmbuilder.volumes import Volumes
+from vmbuilder.context import Context, PlanVolume
+from vmbuilder.domain import VIRTIO, Devices, domain_xml
+from vmbuilder.errors import ClusterError, ProvisioningError, ValidationError
+from vmbuilder.volumes import Volume, Volumes
 
 
 class VMBuilder:
@@ -30,6 +30,7 @@ class VMBuilder:
 
     api_version: ClassVar[int | None] = None
     cacheable: ClassVar[bool] = True
+    answers_mib: ClassVar[int] = 0
 
     # The class attribute is the declaration; every object has the values under the same name.
     arguments: Any = ()
@@ -86,9 +87,35 @@ class VMBuilder:
     # -- helpers
     # --------------------------------------------------------------------------------------------------
 
-    def domain_xml(self) -> str:
-        """The domain document that follows from the plan."""
-        return domain_xml(self.context)
+    def domain_xml(self, kinds: Devices = VIRTIO) -> str:
+        """The domain document that follows from the plan; `kinds` for guests without virtio drivers."""
+        return domain_xml(self.context, kinds)
+
+    def change_domain(self, xml: str) -> None:
+        """Replace the document that create() returned, for what only the disks tell. It is checked again."""
+        self._request("domain.change", xml=xml)
+
+    @property
+    def answers(self) -> Volume:
+        """The small CD-ROM for an installer's answers: see vmbuilder.answers, or create(), map(), fill its
+        device, unmap().
+
+        There is one for classes that declare `answers_mib`, its size; one that is not created is left out. It
+        goes with the installation medium.
+        """
+        for cdrom in self.context.cdroms:
+            if cdrom.temporary:
+                plan = PlanVolume(cdrom.pool, cdrom.volume, cdrom.disk_id, cdrom.size_bytes)
+                return Volume(plan, self._request)
+        raise ValidationError("the script does not declare answers_mib, the size of its answers")
+
+    def install_from_cdrom(self, timeout_s: int) -> None:
+        """The guest installs itself: when cleanup() is done, it starts with the plan's CD-ROMs, and the build
+        waits until it powers off or reboots (fails after `timeout_s`); then the VM starts without them.
+
+        Without this call the VM starts with its CD-ROMs, and they are taken away when it first stops.
+        """
+        self._request("domain.first_boot", until="poweroff", timeout_s=timeout_s)
 
     def log_info(self, message: str) -> None:
         """Write to the build log."""

@@ -87,5 +87,7 @@ def _works_in(pid: int, root: str) -> bool:
 
 def _unmount(place: Path) -> None:
     # What comes from outside the user namespace cannot be unmounted piece by piece (EINVAL,
-    # mount_namespaces(7)), only all of a bind at once, and that is what "lazy" does.
-    run(["umount", "--lazy", place], timeout_s=30)
+    # mount_namespaces(7)), only all of a bind at once, and that is what "lazy" does. A tool that mounts and
+    # unmounts by itself, as rinse does, may have taken it away already.
+    if os.path.ismount(place):
+        run(["umount", "--lazy", place], timeout_s=30)

@@ -8,7 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PlanVolume:
-    """One disk of the VM. `filesystem` None: stays blank. `source_volume`: a clone of that, of its size."""
+    """One disk of the VM. `filesystem` None: stays blank. `source_volume`: a clone of that.
+
+    With `source_snapshot` it starts from an image's disk, grown to `size_bytes`; else it is as large as its
+    source.
+    """
 
     pool: str
     volume: str
@@ -18,6 +22,18 @@ class PlanVolume:
     filesystem_args: tuple[str, ...] = ()
     mountpoint: str | None = None
     source_volume: str | None = None
+    source_snapshot: str | None = None
+
+
+@dataclass(frozen=True)
+class PlanCdrom:
+    """A CD-ROM of the VM, until it first stops. `temporary`: made by the script (see `VMBuilder.answers`)."""
+
+    pool: str
+    volume: str
+    disk_id: str
+    size_bytes: int
+    temporary: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,8 @@ class Context:
     userdata: str | None = None
     api_version: int | None = None
     volumes: tuple[PlanVolume, ...] = ()
+    cdroms: tuple[PlanCdrom, ...] = ()
+    image: Mapping[str, Any] | None = None  # {name, kind, node, hardware} of what the disks start from
     networks: tuple[PlanNetwork, ...] = ()
     domain: DomainSettings = field(default_factory=DomainSettings)
 
@@ -76,6 +94,8 @@ class Context:
             vm_data=dict(document.get("vm_data") or {}),
             arguments=dict(document.get("arguments") or {}),
             volumes=tuple(_volume(item) for item in document.get("volumes") or ()),
+            cdroms=tuple(PlanCdrom(**_known(PlanCdrom, item)) for item in document.get("cdroms") or ()),
+            image=document.get("image"),
             networks=tuple(_network(item) for item in document.get("networks") or ()),
             domain=DomainSettings(**_known(DomainSettings, document.get("domain") or {})),
         )

@@ -6,18 +6,51 @@ https://libvirt.org/formatdomain.html
 """
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from lxml import etree
 
-from vmbuilder.context import Context, DomainSettings, PlanNetwork, PlanVolume
+from vmbuilder.context import Context, DomainSettings, PlanCdrom, PlanNetwork, PlanVolume
 
 _DISK_ID: Final = re.compile(r"([svh]d|xvd)([a-z]+)")
+_SATA_UNITS: Final = 6  # of the controller that the machine brings
 _BUS_OF_PREFIX: Final = {"sd": "scsi", "vd": "virtio", "hd": "sata", "xvd": "xen"}
 
 
-def domain_xml(context: Context) -> str:
-    """Return the domain document: q35, virtio devices, serial console, guest agent, BIOS or UEFI."""
+@dataclass(frozen=True)
+class Devices:
+    """What stands for the VM's disks and networks; guests without virtio drivers need others.
+
+    `disk_bus` None: by the first letters of the disk's name. `nic_model`: one of libvirt's. `cdrom_bus`:
+    every installer has drivers for "sata", kernels made for virtual machines may have some for "scsi" only.
+    `disk_buses` (by disk id) and `nic_models` (in the order of the cards) are for those that differ.
+    """
+
+    disk_bus: str | None = None
+    nic_model: str = "virtio"
+    cdrom_bus: str = "sata"
+    disk_buses: Mapping[str, str] = field(default_factory=dict)
+    nic_models: Sequence[str] = ()
+
+    def bus_of(self, disk_id: str) -> str:
+        """Bus of a disk."""
+        return self.disk_buses.get(disk_id) or self.disk_bus or disk_bus(disk_id)
+
+    def model_of(self, index: int) -> str:
+        """Model of a network card, by its place from 0."""
+        return self.nic_models[index] if index < len(self.nic_models) else self.nic_model
+
+
+VIRTIO: Final = Devices()
+
+
+def domain_xml(context: Context, kinds: Devices = VIRTIO) -> str:
+    """Return the domain document: q35, virtio devices, serial console, guest agent, BIOS or UEFI.
+
+    A CD-ROM of the plan's image comes first in the boot order, so that a blank disk is installed from it.
+    """
     settings = context.domain
     domain = etree.Element("domain", type=settings.type)
     _add(domain, "name", context.vm_name)
@@ -26,8 +59,8 @@ def domain_xml(context: Context) -> str:
     _add(domain, "memory", str(settings.memory_mib), unit="MiB")
     _add(domain, "currentMemory", str(settings.memory_mib), unit="MiB")
     _add(domain, "vcpu", str(settings.vcpus), placement="static")
-    has_root = any(volume.mountpoint == "/" for volume in context.volumes)
-    _add_firmware(domain, settings, boot_first_disk=not has_root)
+    orders = boot_orders(context)
+    _add_firmware(domain, settings, boot_first_disk=not orders)
     features = _add(domain, "features")
     _add(features, "acpi")
     _add(features, "apic")
@@ -38,10 +71,14 @@ def domain_xml(context: Context) -> str:
     _add(domain, "on_crash", "restart")
     devices = _add(domain, "devices")
     for volume in context.volumes:
-        _add_disk(devices, volume)
+        _add_disk(devices, volume, kinds.bus_of(volume.disk_id), orders.get(volume.disk_id))
+    units = free_sata_units(context, kinds)
+    for cdrom in context.cdroms:
+        unit = disk_index(cdrom.disk_id) if kinds.cdrom_bus == "scsi" else next(units, None)
+        _add_cdrom(devices, cdrom, kinds.cdrom_bus, unit, orders.get(cdrom.disk_id))
     _add(devices, "controller", type="scsi", index="0", model="virtio-scsi")
-    for network in context.networks:
-        _add_interface(devices, network)
+    for index, network in enumerate(context.networks):
+        _add_interface(devices, network, kinds.model_of(index))
     _add_consoles(devices, settings)
     _add_guest_helpers(devices)
     etree.indent(domain, space="  ")
@@ -100,26 +137,58 @@ def _add_clock(domain: etree._Element) -> None:
     _add(clock, "timer", name="hpet", present="no")
 
 
-def _add_disk(devices: etree._Element, volume: PlanVolume) -> None:
+def boot_orders(context: Context) -> dict[str, int]:
+    """Place in the boot order by disk id; empty when the first disk is the one to boot.
+
+    The root disk need not be the first, which is the only one that "boot from a hard disk" would try.
+    """
+    media = [cdrom.disk_id for cdrom in context.cdroms if not cdrom.temporary]
+    roots = [volume.disk_id for volume in context.volumes if volume.mountpoint == "/"]
+    if media and not roots:
+        roots = [volume.disk_id for volume in context.volumes[:1]]
+    return {disk_id: place for place, disk_id in enumerate((*media, *roots), 1)}
+
+
+def free_sata_units(context: Context, kinds: Devices) -> Iterator[int]:
+    """Places for CD-ROMs on the machine's own SATA controller, from its end; disks have theirs by name."""
+    names = (volume.disk_id for volume in context.volumes)
+    used = {disk_index(name) for name in names if kinds.bus_of(name) == "sata"}
+    return (unit for unit in reversed(range(_SATA_UNITS)) if unit not in used)
+
+
+def _add_disk(devices: etree._Element, volume: PlanVolume, bus: str, order: int | None) -> None:
     disk = _add(devices, "disk", type="volume", device="disk")
     _add(disk, "driver", name="qemu", discard="unmap")
     _add(disk, "source", pool=volume.pool, volume=volume.volume)
-    _add(disk, "target", dev=volume.disk_id, bus=disk_bus(volume.disk_id))
-    if volume.mountpoint == "/":
-        # It need not be the first disk, the only one that "boot from a hard disk" would try.
-        _add(disk, "boot", order="1")
-    if disk_bus(volume.disk_id) == "scsi":
+    _add(disk, "target", dev=volume.disk_id, bus=bus)
+    if order is not None:
+        _add(disk, "boot", order=str(order))
+    if bus == "scsi":
         # One controller takes all of them; left alone, libvirt adds another (of another model) after the
         # seventh.
         unit = str(disk_index(volume.disk_id))
         _add(disk, "address", type="drive", controller="0", bus="0", target="0", unit=unit)
 
 
-def _add_interface(devices: etree._Element, network: PlanNetwork) -> None:
+def _add_cdrom(
+    devices: etree._Element, cdrom: PlanCdrom, bus: str, unit: int | None, order: int | None
+) -> None:
+    disk = _add(devices, "disk", type="volume", device="cdrom")
+    _add(disk, "driver", name="qemu")
+    _add(disk, "source", pool=cdrom.pool, volume=cdrom.volume)
+    _add(disk, "target", dev=cdrom.disk_id, bus=bus)
+    _add(disk, "readonly")
+    if order is not None:
+        _add(disk, "boot", order=str(order))
+    if unit is not None:  # else libvirt makes as many controllers as the letters of the name ask for
+        _add(disk, "address", type="drive", controller="0", bus="0", target="0", unit=str(unit))
+
+
+def _add_interface(devices: etree._Element, network: PlanNetwork, model: str) -> None:
     interface = _add(devices, "interface", type="network")
     _add(interface, "mac", address=network.mac)
     _add(interface, "source", network=network.vni)
-    _add(interface, "model", type="virtio")
+    _add(interface, "model", type=model)
 
 
 def _add_consoles(devices: etree._Element, settings: DomainSettings) -> None:

@@ -101,9 +101,14 @@ def make(name: str, device: str, arguments: Sequence[str] = ()) -> str:
     return identifier
 
 
-def probe(device: str) -> tuple[str, str] | None:
-    """Kind and identifier of the file system on a device, or None when there is none (blkid exits 2)."""
-    found = run(["blkid", "-p", "-o", "export", os.fspath(device)], ok=(0, 2), timeout_s=60, quiet=True)
+def probe(device: str, offset_bytes: int = 0, size_bytes: int | None = None) -> tuple[str, str] | None:
+    """Kind and identifier of the file system on a device or a part of it, or None when there is none.
+
+    blkid exits with 2 then, and with 8 when it finds signatures of several, which is none to rely on.
+    """
+    part = ["-O", str(offset_bytes), "-S", str(size_bytes)] if size_bytes else []
+    argv = ["blkid", "-p", "-o", "export", *part, os.fspath(device)]
+    found = run(argv, ok=(0, 2, 8), timeout_s=60, quiet=True)
     values = dict(line.split("=", 1) for line in found.stdout.splitlines() if "=" in line)
     return (values["TYPE"], values["UUID"]) if "TYPE" in values and "UUID" in values else None
 

@@ -1,12 +1,12 @@
 """The partition table of a root disk: one that boots by BIOS and by UEFI.
 
-1   1 MiB    where GRUB keeps its core when the firmware is a BIOS
+1   1 MiB    what the BIOS starts: GRUB's core, or FreeBSD's gptboot
 2   64 MiB   EFI system partition
 3   the rest root file system; last, so that it can grow with the disk
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from vmbuilder.command import run
@@ -19,13 +19,36 @@ BIOS_BOOT: Final = 1
 EFI_SYSTEM: Final = 2
 ROOT: Final = 3
 
+
+@dataclass(frozen=True)
+class Scheme:
+    """What a kind of system wants its three partitions to be; `names` are GPT labels, where it needs some."""
+
+    types: Mapping[int, str]
+    names: Mapping[int, str] = field(default_factory=dict)
+    bios_boot_bytes: int = MIB
+
+
 # Partition types: UEFI specification 2.10, table 5-7; GRUB manual, "BIOS installation"; the root type is that
-# of the Discoverable Partitions Specification for x86-64.
-_TYPES: Final = {
-    BIOS_BOOT: "21686148-6449-6E6F-744E-656564454649",
-    EFI_SYSTEM: "C12A7328-F81F-11D2-BA4B-00A0C93EC93B",
-    ROOT: "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709",
-}
+# of the Discoverable Partitions Specification for x86-64; gpart(8) of FreeBSD.
+_EFI_SYSTEM_TYPE: Final = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
+LINUX: Final = Scheme(
+    {
+        BIOS_BOOT: "21686148-6449-6E6F-744E-656564454649",
+        EFI_SYSTEM: _EFI_SYSTEM_TYPE,
+        ROOT: "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709",
+    }
+)
+# Its pmbr loads the whole boot partition, and refuses one of more than 545 KiB (gptboot(8)).
+FREEBSD: Final = Scheme(
+    {
+        BIOS_BOOT: "83BD6B9D-7F41-11DC-BE0B-001560B84F0F",
+        EFI_SYSTEM: _EFI_SYSTEM_TYPE,
+        ROOT: "516E7CB6-6ECF-11D6-8FF8-00022D09712B",
+    },
+    {BIOS_BOOT: "gptboot0", EFI_SYSTEM: "efiboot0", ROOT: "rootfs"},
+    512 * 1024,
+)
 _SMALLEST_ROOT_BYTES: Final = 256 * MIB
 
 
@@ -42,7 +65,7 @@ class Partition:
         return {"number": self.number, "start_bytes": self.start_bytes, "size_bytes": self.size_bytes}
 
 
-def root_disk_layout(disk_bytes: int) -> tuple[Partition, ...]:
+def root_disk_layout(disk_bytes: int, scheme: Scheme = LINUX) -> tuple[Partition, ...]:
     """Where the three partitions of a disk of this size lie, each beginning at a whole MiB.
 
     The last MiB stays free for the second copy of the table. Raises ValidationError when the disk is too
@@ -53,20 +76,21 @@ def root_disk_layout(disk_bytes: int) -> tuple[Partition, ...]:
     if end - starts[ROOT] < _SMALLEST_ROOT_BYTES:
         needed = (starts[ROOT] + _SMALLEST_ROOT_BYTES + MIB) // MIB
         raise ValidationError(f"root disk of {disk_bytes // MIB} MiB is too small: {needed} MiB is the least")
-    ends = {BIOS_BOOT: starts[EFI_SYSTEM], EFI_SYSTEM: starts[ROOT], ROOT: end}
+    ends = {BIOS_BOOT: starts[BIOS_BOOT] + scheme.bios_boot_bytes, EFI_SYSTEM: starts[ROOT], ROOT: end}
     return tuple(Partition(number, starts[number], ends[number] - starts[number]) for number in starts)
 
 
-def table_script(layout: Sequence[Partition]) -> str:
+def table_script(layout: Sequence[Partition], scheme: Scheme = LINUX) -> str:
     """The table as input for sfdisk(8)."""
     lines = ["label: gpt", "unit: sectors", f"sector-size: {SECTOR_BYTES}"]
     for part in layout:
         start, size = part.start_bytes // SECTOR_BYTES, part.size_bytes // SECTOR_BYTES
-        lines.append(f"{part.number} : start={start}, size={size}, type={_TYPES[part.number]}")
+        name = f', name="{scheme.names[part.number]}"' if part.number in scheme.names else ""
+        lines.append(f"{part.number} : start={start}, size={size}, type={scheme.types[part.number]}{name}")
     return "\n".join(lines) + "\n"
 
 
-def write_table(device: str, layout: Sequence[Partition]) -> None:
+def write_table(device: str, layout: Sequence[Partition], scheme: Scheme = LINUX) -> None:
     """Write the table. The kernel is told by the broker afterwards, as the sandbox may not do that itself."""
     argv = ["sfdisk", "--quiet", "--wipe", "always", "--no-reread", "--no-tell-kernel", device]
-    run(argv, input=table_script(layout), timeout_s=60)
+    run(argv, input=table_script(layout, scheme), timeout_s=60)

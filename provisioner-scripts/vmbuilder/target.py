@@ -5,6 +5,7 @@ Files are written from outside; a program of the guest is run in a chroot only w
 
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,21 @@ DHCP=yes
 
 [DHCPv4]
 ClientIdentifier=mac
+"""
+
+# Every wired interface, however many there are and whatever they are called (nm-settings-keyfile(5)).
+_NETWORK_MANAGER_PROFILE: Final = """\
+[connection]
+id=dhcp
+type=ethernet
+multi-connect=3
+
+[ipv4]
+method=auto
+dhcp-client-id=mac
+
+[ipv6]
+method=auto
 """
 
 # Host keys given by cloud-init's user data come first; the rest is made here, beside the start of everything
@@ -111,6 +127,18 @@ class Target:
         """Whether the target has that file (a link counts, wherever it points)."""
         return os.path.lexists(self.path(name))
 
+    def read_text(self, name: str, limit_bytes: int = 1024**2) -> str:
+        """A file's text; empty for what is missing, is no plain file (a pipe would block), or too large."""
+        try:
+            descriptor = os.open(self.path(name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return ""
+        with open(descriptor, "rb") as stream:
+            state = os.fstat(descriptor)
+            if not stat.S_ISREG(state.st_mode) or state.st_size > limit_bytes:
+                return ""
+            return stream.read(limit_bytes).decode(errors="replace")
+
     def write(self, name: str, text: str, mode: int = 0o644) -> None:
         """Write a whole file, making its directories. A link of that name is replaced, never followed."""
         path = self.path(name)
@@ -148,7 +176,10 @@ class Target:
         """
         self.write("/etc/machine-id", "", mode=0o444)
         self.remove("/var/lib/dbus/machine-id", "/var/lib/systemd/random-seed", "/etc/ssh/ssh_host_*_key*")
-        if self.has("/usr/bin/ssh-keygen"):
+        own = self.has(
+            "/usr/lib/systemd/system/sshd-keygen@.service"
+        )  # RPM distributions make them themselves
+        if self.has("/usr/bin/ssh-keygen") and not own:
             self.write(f"/etc/systemd/system/{_HOST_KEYS_NAME}", _HOST_KEYS_UNIT)
             self._want(_HOST_KEYS_NAME, "multi-user.target")
 
@@ -177,6 +208,20 @@ class Target:
         if ":" in password_hash or "\n" in password_hash:
             raise ValidationError("a password hash holds neither a colon nor a newline; see crypt(5)")
         self.run(["chpasswd", "-e"], input=f"{user}:{password_hash}\n", secrets=[password_hash])
+
+    def set_logins(
+        self, *, user: str | None, ssh_keys: Sequence[str] | None, root_password_hash: str | None
+    ) -> None:
+        """Let in these and nobody else: an administrator, if one is named, SSH keys for that one or else for
+        root, and root with a password, if there is a hash.
+        """
+        self.lock_password("root")
+        if root_password_hash:
+            self.set_password_hash("root", root_password_hash)
+        if user:
+            self.add_administrator(user)
+        if ssh_keys:
+            self.authorize_keys(user or "root", ssh_keys)
 
     def lock_password(self, user: str) -> None:
         """Make logging in with a password impossible."""
@@ -209,7 +254,7 @@ class Target:
 
     def _account_or_none(self, name: str) -> Account | None:
         for line in self.path("/etc/passwd").read_text().splitlines():
-            user, _, uid, gid, _, home, _ = line.split(":")
+            user, _, uid, gid, _, home, *_ = [*line.split(":"), *[""] * 6]  # FreeBSD has comments there
             if user == name:
                 return Account(int(uid), int(gid), home)
         return None
@@ -236,6 +281,16 @@ class Target:
         self._want(_NETWORK_ONLINE_NAME, "network-online.target")
         if any(self.has(f"{place}/systemd/systemd-resolved") for place in ("/lib", "/usr/lib")):
             self.link("/etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf")
+
+    def use_network_manager(self) -> None:
+        """Every wired interface asks for its address by NetworkManager."""
+        if not self.has("/usr/sbin/NetworkManager"):
+            raise ProvisioningError("the target has no NetworkManager to get an address with")
+        self.write(
+            "/etc/NetworkManager/system-connections/dhcp.nmconnection", _NETWORK_MANAGER_PROFILE, 0o600
+        )
+        self.run(["systemctl", "--quiet", "enable", "NetworkManager.service"])
+        self.remove("/etc/resolv.conf")  # NetworkManager writes its own; ours was the build's
 
     def copy_resolver(self) -> None:
         """Give programs run in the target the sandbox's name servers; reset by use_dhcp()."""

@@ -78,10 +78,15 @@ class Volume:
             self._ask("volume.unmap")
             self.node, self.partition_nodes = None, {}
 
-    def partition(self) -> None:
+    def partition(self, scheme: partitions.Scheme = partitions.LINUX) -> None:
         """Write the root disk's partition table and make its partitions known; see vmbuilder.partitions."""
-        self.layout = partitions.root_disk_layout(device_size_bytes(self.mapped_node()))
-        partitions.write_table(self.mapped_node(), self.layout)
+        layout = partitions.root_disk_layout(device_size_bytes(self.mapped_node()), scheme)
+        partitions.write_table(self.mapped_node(), layout, scheme)
+        self.use_partitions(layout)
+
+    def use_partitions(self, layout: Sequence[partitions.Partition]) -> None:
+        """Have the kernel know the partitions of a table that is on the volume; they get their nodes."""
+        self.layout = tuple(layout)
         reply = self._ask("volume.partitions", partitions=[part.as_request() for part in self.layout])
         nodes = [str(node) for node in reply.get("nodes") or ()]
         if len(nodes) != len(self.layout):
@@ -212,9 +217,12 @@ class Volumes(Sequence[Volume]):
         """Mount all file systems that have a mount point below `root`, outer ones first."""
         for volume in self.in_mount_order():
             assert volume.mountpoint is not None
-            path = str(PurePosixPath(root, volume.mountpoint.lstrip("/")))
-            volume.mount(path)
-            self._mounted.append(path)
+            self.mount_one(volume, str(PurePosixPath(root, volume.mountpoint.lstrip("/"))))
+
+    def mount_one(self, volume: Volume, path: str) -> None:
+        """Mount the file system of one volume at `path`; unmount() and release() know of it."""
+        volume.mount(path)
+        self._mounted.append(path)
 
     def in_mount_order(self) -> list[Volume]:
         """The volumes to mount, so that each mount point exists when its turn comes."""

@@ -12,12 +12,16 @@ from lxml import etree
 from worker_end import context, volume
 
 from vmbuilder.context import Context
-from vmbuilder.domain import disk_index, domain_xml
+from vmbuilder.domain import Devices, disk_index, domain_xml
 
 GOLDEN = Path(__file__).parent / "golden"
 SCHEMA = Path("/usr/share/libvirt/schemas/domain.rng")
 
 DATA_DISKS = [volume("vda"), volume("sda"), volume("sdb", mountpoint="/", filesystem="xfs"), volume("sdj")]
+CDROMS = [
+    {"pool": "vms", "volume": "image_7_iso", "disk_id": "sdz", "size_bytes": 2**20, "temporary": False},
+    {"pool": "vms", "volume": "web1_answers", "disk_id": "sdy", "size_bytes": 2**20, "temporary": True},
+]
 CASES: dict[str, dict[str, Any]] = {
     "bios-serial": context(),
     "uefi-vnc": context(
@@ -34,6 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     ),
     "many-disks": context(volumes=DATA_DISKS, networks=[], vm_profile='<odd> & "name"'),
     "bare": context(volumes=[], networks=[]),
+    "cdroms": context(cdroms=CDROMS),
 }
 
 
@@ -65,3 +70,24 @@ def test_disk_index(disk_id: str, index: int) -> None:
 def test_disk_index_of_something_else(disk_id: str) -> None:
     with pytest.raises(ValueError, match="expected a name like sda"):
         disk_index(disk_id)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "disks", "places"),
+    [
+        (Devices(), ["sda"], [("sata", "5"), ("sata", "4")]),
+        (Devices(cdrom_bus="scsi"), ["sda"], [("scsi", "25"), ("scsi", "24")]),
+        (Devices(disk_bus="sata"), ["sda", "sdb", "sdf"], [("sata", "4"), ("sata", "3")]),
+        (Devices(disk_bus="sata"), ["sda", "sdb", "sdc", "sdd", "sde"], [("sata", "5"), ("sata", None)]),
+    ],
+)
+def test_cdroms_have_places_that_no_disk_takes(
+    kinds: Devices, disks: list[str], places: list[tuple[str, str | None]]
+) -> None:
+    """One without a place gets it from libvirt, by its name."""
+    of = Context.from_json(context(cdroms=CDROMS, volumes=[volume(name) for name in disks]))
+    found = []
+    for drive in etree.fromstring(domain_xml(of, kinds)).findall("devices/disk[@device='cdrom']"):
+        address = drive.find("address")
+        found.append((drive.find("target").get("bus"), None if address is None else address.get("unit")))
+    assert found == places

@@ -48,7 +48,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(filesystem, "make", make)
     monkeypatch.setattr(filesystem, "probe", lambda device: ("ext4", "clone-id"))
-    monkeypatch.setattr(partitions, "write_table", lambda device, layout: done.append(f"table {device}"))
+    monkeypatch.setattr(
+        partitions, "write_table", lambda device, layout, scheme: done.append(f"table {device}")
+    )
     monkeypatch.setattr("vmbuilder.volumes.device_size_bytes", lambda node: 4 * GIB)
     return done
 
