@@ -12,14 +12,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pvccommon.errors import Busy, Exists, Forbidden, Problem, WrongInput, WrongState
+from pvccommon.kept_volumes import VOLUME
 from pvccommon.models import Json
 from pvccommon.storage.partition import PartitionDevice, add_partition
 from pvccommon.storage.pool import BlockDevice, StoragePool
 from pvcnoded.build_log import BuildLog
+from pvcnoded.domain_policy import check_domain
 from pvcnoded.journal import Journal
 from pvcnoded.sandbox.sandbox import Sandbox
 
 MAX_PARTITIONS = 16
+POWEROFF, EJECT = "poweroff", "eject"
+DEFAULT_FIRST_BOOT_S, MAX_FIRST_BOOT_S = 3600, 24 * 3600
+
+
+@dataclass(frozen=True)
+class FirstBoot:
+    """What happens to a domain that has CD-ROMs.
+
+    `poweroff`: the build starts it, waits until the guest powers itself off (an unattended installation),
+    takes the CD-ROMs away and only then starts the VM. `eject`: the VM starts with them, and they go when it
+    first stops.
+    """
+
+    until: str = "eject"
+    timeout_s: int = 0
 
 
 @dataclass
@@ -37,13 +54,17 @@ class Broker:
     def __init__(
         self, plan: Json, pools: Mapping[str, StoragePool], journal: Journal, sandbox: Sandbox, log: BuildLog
     ) -> None:
-        self._volumes: dict[tuple[str, str], Json] = {(v["pool"], v["volume"]): v for v in plan["volumes"]}
+        own = (*plan["volumes"], *(cdrom for cdrom in plan.get("cdroms", ()) if cdrom["temporary"]))
+        self._plan = plan
+        self._volumes: dict[tuple[str, str], Json] = {(v["pool"], v["volume"]): v for v in own}
         self._pools = pools
         self._journal = journal
         self._sandbox = sandbox
         self._log = log
         self._mapped: dict[tuple[str, str], MappedVolume] = {}
         self._made: set[tuple[str, str]] = set()
+        self.first_boot = FirstBoot()
+        self.changed_domain: Any = None  # a document that takes the place of create()'s, checked
         self._verbs: Mapping[str, Callable[[Json], Json]] = {
             "volume.create": self.create,
             "volume.clone": self.clone,
@@ -54,6 +75,8 @@ class Broker:
             "volume.unmount": self.unmount,
             "device.link": self.link,
             "progress": self.progress,
+            "domain.first_boot": self.set_first_boot,
+            "domain.change": self.change_domain,
         }
 
     def answer(self, verb: str, arguments: Json) -> Json:
@@ -62,6 +85,10 @@ class Broker:
         if action is None:
             raise Forbidden(f"answer {verb[:40]!r}", f"the broker offers only: {', '.join(self._verbs)}")
         return action(arguments)
+
+    def has_made(self, planned: Json) -> bool:
+        """Whether the script has had this volume made."""
+        return _key(planned) in self._made
 
     def close(self) -> None:
         """Unmap what the script has left mapped. Call after the sandbox has ended."""
@@ -83,12 +110,16 @@ class Broker:
 
     def clone(self, arguments: Json) -> Json:
         planned = self._planned(arguments, "clone")
-        source = planned["source_volume"]
+        source, snapshot = planned.get("source_volume"), planned.get("source_snapshot")
         if not source:
             raise WrongInput(
                 _what("clone", planned), "the plan names no source for it", "ask for volume.create"
             )
-        self._make(planned, lambda pool: pool.clone_volume(source, planned["volume"]))
+        name, size = planned["volume"], planned["size_bytes"]
+        if snapshot:
+            self._make(planned, lambda pool: pool.clone_snapshot(source, snapshot, name, size_bytes=size))
+        else:
+            self._make(planned, lambda pool: pool.clone_volume(source, name))
         return {"size_bytes": self._pools[planned["pool"]].stat_volume(planned["volume"]).size_bytes}
 
     def map(self, arguments: Json) -> Json:
@@ -158,6 +189,32 @@ class Broker:
         self._log.progress(_text(arguments, "message")[:200], float(percent or 0) if number else None)
         return {}
 
+    def set_first_boot(self, arguments: Json) -> Json:
+        """How the domain's first start ends, when it has CD-ROMs; see `FirstBoot`."""
+        what = "choose how the first boot ends"
+        until, limit = arguments.get("until"), arguments.get("timeout_s")
+        problems = []
+        if until not in (POWEROFF, EJECT):
+            problems.append(Problem("until", f"must be {POWEROFF!r} or {EJECT!r}"))
+        if limit is not None and (type(limit) is not int or not 1 <= limit <= MAX_FIRST_BOOT_S):
+            problems.append(Problem("timeout_s", f"must be a whole number from 1 to {MAX_FIRST_BOOT_S}"))
+        if problems:
+            raise WrongInput(what, problems=problems)
+        if until == POWEROFF and not self._plan["define"]:
+            raise WrongState(what, "the VM is not to be defined, so it cannot install itself")
+        if until == POWEROFF and not self._plan.get("cdroms"):
+            raise WrongState(what, "the VM has no CD-ROM", "give the profile an image of kind iso")
+        self.first_boot = FirstBoot(str(until), limit or DEFAULT_FIRST_BOOT_S)
+        return {}
+
+    def change_domain(self, arguments: Json) -> Json:
+        """Take another domain document than create() gave, for what a script learns from the disks."""
+        xml = arguments.get("xml")
+        if not isinstance(xml, str):
+            raise WrongInput("change the domain", problems=[Problem("xml", "must be a text")])
+        self.changed_domain = check_domain(xml, self._plan)
+        return {}
+
     # ---- parts
 
     def _planned(self, arguments: Json, verb: str) -> Json:
@@ -180,7 +237,7 @@ class Broker:
         name = planned["volume"]
         if pool.volume_or_none(name) is not None:
             raise Exists(_what("create", planned), "it exists", "remove it, or choose another VM name")
-        with self._journal.making("volume", f"{pool.name}/{name}"):
+        with self._journal.making(VOLUME, f"{pool.name}/{name}"):
             make(pool)
         self._made.add(_key(planned))
         self._log.info(f"made volume {pool.name}/{name}")

@@ -5,8 +5,9 @@ import time
 from dataclasses import dataclass, field
 
 from sqlalchemy import func, insert, select
+from sqlalchemy.orm import Session
 
-from pvccommon.builds import find_build
+from pvccommon.builds import find_build, find_held
 from pvccommon.database import Database
 from pvccommon.declarations import REDACTED
 from pvccommon.errors import PvcError
@@ -32,13 +33,15 @@ logger = logging.getLogger("pvc.build")
 @dataclass
 class BuildLog:
     """The log of one build. Lines are written in batches; those that PostgreSQL does not take are kept and
-    tried again, so that a restart of the server loses nothing."""
+    tried again, so that a restart of the server loses nothing. With `owner`, only while that one holds the
+    build's lease."""
 
     database: Database
     build_id: str
     limit_bytes: int
     stage: str = "start"
     secrets: tuple[str, ...] = ()
+    owner: str | None = None
     _pending: list[dict[str, object]] = field(default_factory=list)
     _seq: int | None = None
     _bytes: int = 0
@@ -81,23 +84,31 @@ class BuildLog:
         if self._progress and time.monotonic() - self._progress_written > PROGRESS_EVERY_S:
             self._write_progress()
 
-    def flush(self) -> None:
-        """Write everything now; lines stay pending when the database does not answer."""
+    def flush(self, patience_s: float = 0.0) -> None:
+        """Write everything now; lines stay pending when the database does not answer for so long."""
         self._flushed = time.monotonic()
         if not self._pending:
             return
         try:
-            with self.database.session() as session:
-                if self._seq is None:
-                    last = select(func.max(BuildEvent.seq)).where(BuildEvent.build == self.build_id)
-                    self._seq = session.execute(last).scalar() or 0
-                rows = [{**row, "seq": self._seq + n} for n, row in enumerate(self._pending, 1)]
-                session.execute(insert(BuildEvent), rows)
+            self._seq = self.database.patiently(self._write, patience_s)
         except PvcError as exc:
+            # Somebody else may write before this is tried again: the sweeper, that it undoes the build.
+            self._seq = None
             logger.warning("build %s: log not written, trying again: %s", self.build_id, exc)
             return
-        self._seq += len(rows)
         self._pending.clear()
+
+    def _write(self, session: Session) -> int:
+        """Insert the pending lines; the number of the last."""
+        if self.owner is not None:
+            find_held(session, self.build_id, self.owner)
+        seq = self._seq
+        if seq is None:
+            last = select(func.max(BuildEvent.seq)).where(BuildEvent.build == self.build_id)
+            seq = session.execute(last).scalar() or 0
+        rows = [{**row, "seq": seq + n} for n, row in enumerate(self._pending, 1)]
+        session.execute(insert(BuildEvent), rows)
+        return seq + len(rows)
 
     def mask(self, text: str) -> str:
         """The text without the values of secret arguments, as far as they stand in it as they are."""
@@ -125,6 +136,8 @@ class BuildLog:
         try:
             with self.database.session() as session:
                 build = find_build(session, self.build_id)
+                if self.owner not in (None, build.lease_owner):
+                    return
                 build.status, build.percent = message, percent
         except PvcError as exc:
             logger.warning("build %s: progress not written: %s", self.build_id, exc)

@@ -20,6 +20,8 @@ def script_context(plan: Json, secrets: Json) -> Json:
         "userdata": plan["userdata"],
         "api_version": declared,
         "volumes": plan["volumes"],
+        "cdroms": plan.get("cdroms", []),
+        "image": plan.get("image"),
         "networks": [{key: network[key] for key in ("vni", "mac", "bridge")} for network in plan["networks"]],
         "domain": plan["domain"],
     }

@@ -233,7 +233,8 @@ def _check_size(root: "etree._Element", plan: Json) -> Iterator[Problem]:
 
 
 def _check_disks(root: "etree._Element", plan: Json) -> Iterator[Problem]:
-    planned = {(volume["pool"], volume["volume"]) for volume in plan["volumes"]}
+    planned = {(volume["pool"], volume["volume"]): "disk" for volume in plan["volumes"]}
+    planned |= {(cdrom["pool"], cdrom["volume"]): "cdrom" for cdrom in plan.get("cdroms", ())}
     seen: set[tuple[str, str]] = set()
     for index, disk in enumerate(root.findall("devices/disk")):
         source = disk_source(disk)
@@ -242,6 +243,8 @@ def _check_disks(root: "etree._Element", plan: Json) -> Iterator[Problem]:
             yield Problem(path, "has no source, or not one of a pool and a volume")
         elif source not in planned:
             yield Problem(path, f"volume {'/'.join(source)[:80]} is not one of this build's")
+        elif disk.get("device", "disk") != planned[source]:
+            yield Problem(path, f"volume {'/'.join(source)} can only be a {planned[source]}")
         elif source in seen:
             yield Problem(path, f"volume {'/'.join(source)} is attached twice")
         else:

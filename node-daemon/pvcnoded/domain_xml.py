@@ -5,7 +5,7 @@ Scripts name volumes and networks; this node knows what stands behind them. What
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from lxml import etree
@@ -22,14 +22,33 @@ def source_to_come(pool: str, volume: str) -> DiskSource:
     return DiskSource("file", f"/nonexistent/{pool}/{volume}", "raw")
 
 
-def sources_of(pools: Mapping[str, StoragePool]) -> FindSource:
-    """The volumes as they are in the pools now."""
-    return lambda pool, volume: pools[pool].disk_source(volume)
+def sources_of(pools: Mapping[str, StoragePool], media: Sequence[Json] = ()) -> FindSource:
+    """The volumes as they are in the pools now; `media` are those that domains only read."""
+    shared = {(cdrom["pool"], cdrom["volume"]) for cdrom in media}
+    return lambda pool, volume: pools[pool].disk_source(volume, read_only=(pool, volume) in shared)
 
 
-def resolve_domain(checked: "etree._Element", plan: Json, find_source: FindSource, console_log: Path) -> str:
-    """The definition for libvirt, from a document that `check_domain` let pass; that one is not changed."""
+def resolve_domain(
+    checked: "etree._Element",
+    plan: Json,
+    find_source: FindSource,
+    console_log: Path,
+    *,
+    media: Collection[tuple[str, str]] | None = None,
+) -> str:
+    """The definition for libvirt, from a document that `check_domain` let pass; that one is not changed.
+
+    `media`: the CD-ROMs to leave in, as (pool, volume); None: all. With one, a reboot ends the domain, so
+    that it can be taken away before the guest starts again.
+    """
     root = copy.deepcopy(checked)
+    drives = [disk for disk in _drives(root) if media is None or disk_source(disk) in media]
+    _remove_drives(root, keep=drives)
+    if drives:
+        _set_on_reboot(root, "destroy")
+    for disk in drives:
+        if disk.find("readonly") is None:
+            etree.SubElement(disk, "readonly")
     domain = plan["domain"]
     root.set("type", domain["type"])
     for devices in root.findall("devices"):
@@ -60,6 +79,32 @@ def refresh_disks(xml: str, volumes: Sequence[Json], find_source: FindSource) ->
         if volume is not None:
             _set_disk(disk, find_source(volume["pool"], volume["volume"]))
     return etree.tostring(root, encoding="unicode")
+
+
+def without_media(xml: str) -> str:
+    """A VM's definition without its CD-ROMs; a reboot is one again."""
+    root = etree.fromstring(xml, etree.XMLParser(resolve_entities=False))
+    _remove_drives(root)
+    _set_on_reboot(root, "restart")
+    return etree.tostring(root, encoding="unicode")
+
+
+def _drives(root: "etree._Element") -> list["etree._Element"]:
+    return root.findall("devices/disk[@device='cdrom']")
+
+
+def _remove_drives(root: "etree._Element", keep: Collection["etree._Element"] = ()) -> None:
+    for devices in root.findall("devices"):
+        for disk in devices.findall("disk[@device='cdrom']"):
+            if disk not in keep:
+                devices.remove(disk)
+
+
+def _set_on_reboot(root: "etree._Element", action: str) -> None:
+    element = root.find("on_reboot")
+    if element is None:
+        element = etree.SubElement(root, "on_reboot")
+    element.text = action
 
 
 def _set_cpu(root: "etree._Element", domain: Json) -> None:

@@ -2,12 +2,14 @@
 
 import logging
 import os
+from datetime import datetime
 
 from sqlalchemy import select
 
 from pvccommon import __version__
+from pvccommon.database import database_now
 from pvccommon.errors import PvcError
-from pvccommon.models import Node, Vm, now
+from pvccommon.models import Json, Node, Vm
 from pvcnoded.build import BuildProcess
 from pvcnoded.pool_report import PoolReport
 from pvcnoded.probe import memory_mib, probe_capabilities, probe_filesystems, probe_networks, system_words
@@ -24,16 +26,14 @@ class Heartbeat:
         self._capabilities = probe_capabilities(self._config)
         self._filesystems = probe_filesystems()
         self._pools = PoolReport(process.pools)
-        self._started = now()
+        self._started: datetime | None = None
 
     def beat(self) -> None:
         """Write the row; raises when the database does not answer."""
         total, free = memory_mib()
         pools = self._pools.take()
         answers = self._note_vms()
-        values = {
-            "heartbeat": now(),
-            "started": self._started,
+        values: Json = {
             "stopped": False,
             "memory_total_mib": total,
             "memory_free_mib": free,
@@ -45,11 +45,14 @@ class Heartbeat:
             "filesystems": self._filesystems,
             "capabilities": {
                 **self._capabilities,
+                "ceph_manager": self._config.storage.ceph.manager_user is not None,
                 "libvirt": "running" if answers else "does not answer",
             },
             **system_words(),
         }
         with self._process.database.session() as session:
+            values["heartbeat"] = database_now(session)
+            values["started"] = self._started = self._started or values["heartbeat"]
             row = session.get(Node, self._config.node.name)
             if row is None:
                 session.add(Node(name=self._config.node.name, **values))
@@ -62,7 +65,7 @@ class Heartbeat:
         with self._process.database.session() as session:
             row = session.get(Node, self._config.node.name)
             if row is not None:
-                row.stopped = True
+                row.stopped, row.heartbeat = True, database_now(session)
 
     def _note_vms(self) -> bool:
         """Write the states the VMs are in; whether libvirt answers.

@@ -1,17 +1,22 @@
 """libvirt on this node: domains are defined, started, stopped and looked at here and nowhere else."""
 
+import functools
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import libvirt
 from lxml import etree
 
 from pvccommon.errors import EnvironmentFault, Exists, NotFound, TimedOut, WrongState
 from pvccommon.storage.pool import PoolSecret
+from pvcnoded.console_text import console_lines
+from pvcnoded.domain_mark import DomainMark, disk_sources, read_mark
 
 SHUTDOWN_TIMEOUT_S = 180
 KEEPALIVE = (5, 3)  # seconds between probes, probes unanswered before the connection counts as lost
@@ -25,22 +30,79 @@ STATE_WORDS = {
     libvirt.VIR_DOMAIN_CRASHED: "crashed",
     libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
 }
+# (state, reason): a reboot of a domain that ends with it looks like a power-off.
+ENDED_BY_GUEST = ("shutoff", libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN)
+DEAD_ENDS = {
+    ("shutoff", libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED): "its domain was stopped from outside",
+    ("shutoff", libvirt.VIR_DOMAIN_SHUTOFF_CRASHED): "its QEMU process ended unexpectedly",
+    ("paused", libvirt.VIR_DOMAIN_PAUSED_IOERROR): "its disk does not take what it writes; is the pool full?",
+    ("crashed", libvirt.VIR_DOMAIN_CRASHED_PANICKED): "its system crashed",
+}
 UNDEFINE_FLAGS = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
     | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
 )
+PAUSE_S = 0.2
+CONSOLE_END_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True)
+class SeenDomain:
+    """`sources`: the files and images its disks name, now or at its next start."""
+
+    name: str
+    uuid: str
+    mark: DomainMark | None
+    sources: frozenset[str]
 
 
 FindSecrets = Callable[[], Sequence[PoolSecret]]
+Answer = TypeVar("Answer")
+Arguments = ParamSpec("Arguments")
+Method = Callable[Concatenate["Hypervisor", Arguments], Answer]
+
+
+class LibvirtSilent(EnvironmentFault):
+    """libvirtd cannot be reached, or went away in the middle; whether it did what was asked is not known."""
+
+
+def patiently(method: Method[Arguments, Answer]) -> Method[Arguments, Answer]:
+    """Repeat a method while libvirtd is silent, as long as the hypervisor's patience lasts.
+
+    For methods that are safe to repeat, that is, those that ask for a state and not for a change.
+    """
+
+    @functools.wraps(method)
+    def repeated(self: "Hypervisor", /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
+        deadline = time.monotonic() + self.patience_s
+        while True:
+            try:
+                return method(self, *args, **kwargs)
+            except LibvirtSilent:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(PAUSE_S)
+
+    return repeated
 
 
 class Hypervisor:
     """One connection to libvirt, made when first needed and again after libvirtd was restarted."""
 
-    def __init__(self, uri: str, console_directory: str, find_secrets: FindSecrets = lambda: ()) -> None:
-        """`find_secrets` gives what libvirt must know to open network disks; asked before each start."""
+    def __init__(
+        self,
+        uri: str,
+        console_directory: str,
+        find_secrets: FindSecrets = lambda: (),
+        patience_s: float = 0.0,
+    ) -> None:
+        """`find_secrets` gives what libvirt must know to open network disks; asked before each start.
+
+        `patience_s`: how long to wait for a libvirtd that is being restarted.
+        """
         self._uri = uri
+        self.patience_s = patience_s
         self._find_secrets = find_secrets
         self._console_directory = Path(console_directory)
         self._connection: libvirt.virConnect | None = None
@@ -50,12 +112,14 @@ class Hypervisor:
         """The log of a domain's serial console, written by virtlogd."""
         return self._console_directory / f"{name}-console.log"
 
+    @patiently
     def define(self, name: str, xml: str, *, autostart: bool = False) -> None:
         """Define a domain whose name and UUID are free. Raises EnvironmentFault when libvirt refuses."""
         with self._talking(f"define domain {name}") as connection:
             domain = connection.defineXML(xml)
             domain.setAutostart(autostart)
 
+    @patiently
     def require_free(self, name: str) -> None:
         """Raise Exists when libvirt has a domain of this name, whoever made it."""
         what = f"define domain {name}"
@@ -64,11 +128,13 @@ class Hypervisor:
                 why = "libvirt has a domain of this name that is none of our VMs"
                 raise Exists(what, why, "choose another name, or see: virsh dominfo")
 
+    @patiently
     def redefine(self, name: str, xml: str) -> None:
         """Replace the definition of a domain of the same name and UUID."""
         with self._talking(f"define domain {name}") as connection:
             connection.defineXML(xml)
 
+    @patiently
     def start(self, name: str) -> None:
         """Start a domain; one that runs already is fine. Raises NotFound, EnvironmentFault."""
         with self._talking(f"start domain {name}") as connection:
@@ -96,15 +162,33 @@ class Hypervisor:
         if wait:
             self.wait_shutoff(name)
 
-    def wait_shutoff(self, name: str, timeout_s: float = SHUTDOWN_TIMEOUT_S) -> None:
+    def wait_shutoff(self, name: str) -> None:
         """Until a guest that was asked to has powered off. Raises TimedOut."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
         while self.state(name) != "shutoff":
             if time.monotonic() > deadline:
-                why = f"the guest did not power off within {timeout_s:g} s"
+                why = f"the guest did not power off within {SHUTDOWN_TIMEOUT_S} s"
                 raise TimedOut(f"shut down domain {name}", why, f"pvc vm stop {name}")
             time.sleep(0.5)
 
+    def wait_ended_by_guest(self, name: str, timeout_s: float, on_wait: Callable[[], None]) -> None:
+        """Until the guest of a domain that was started ends it by itself; `on_wait` is called twice a second.
+
+        Raises TimedOut; EnvironmentFault when it ends in another way, or can never end.
+        """
+        what = f"wait for the guest of domain {name}"
+        deadline = time.monotonic() + timeout_s
+        while (standing := self._standing(name)) != ENDED_BY_GUEST:
+            if standing in DEAD_ENDS:
+                raise EnvironmentFault(what, DEAD_ENDS[standing], "see the log of QEMU")
+            if standing[0] in ("shutoff", "missing"):
+                raise EnvironmentFault(what, f"its domain is {standing[0]}, and not by itself")
+            if time.monotonic() > deadline:
+                raise TimedOut(what, f"it did not power itself off within {timeout_s:g} s")
+            on_wait()
+            time.sleep(0.5)
+
+    @patiently
     def undefine(self, name: str, *, uuid: str | None = None) -> None:
         """Stop and undefine a domain and forget its console log; all gone already is fine.
 
@@ -123,11 +207,22 @@ class Hypervisor:
         for path in self._console_directory.glob(f"{name}-console.log*"):
             path.unlink(missing_ok=True)
 
+    @patiently
     def state(self, name: str) -> str:
         """`running`, `shutoff`, …, or `missing`."""
         with self._talking(f"look at domain {name}") as connection:
             domain = _lookup(connection, name)
             return "missing" if domain is None else STATE_WORDS.get(domain.state()[0], "unknown")
+
+    @patiently
+    def _standing(self, name: str) -> tuple[str, int]:
+        """The state, and libvirt's code of the reason for it."""
+        with self._talking(f"look at domain {name}") as connection:
+            domain = _lookup(connection, name)
+            if domain is None:
+                return "missing", 0
+            state, reason = domain.state()
+            return STATE_WORDS.get(state, "unknown"), reason
 
     def states(self) -> dict[str, str]:
         """State of every domain libvirt knows, by name."""
@@ -138,6 +233,20 @@ class Hypervisor:
                     found[domain.name()] = STATE_WORDS.get(domain.state()[0], "unknown")
             return found
 
+    @patiently
+    def look_at_domains(self) -> list[SeenDomain]:
+        """Every domain libvirt knows, with what it says about itself."""
+        with self._talking("list domains") as connection:
+            found = []
+            for domain in connection.listAllDomains():
+                with suppress_codes(libvirt.VIR_ERR_NO_DOMAIN):  # gone between the list and the question
+                    persistent = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+                    sources = disk_sources(domain.XMLDesc()) | disk_sources(persistent)
+                    mark = read_mark(persistent)
+                    found.append(SeenDomain(domain.name(), domain.UUIDString(), mark, sources))
+            return found
+
+    @patiently
     def xml(self, name: str) -> str:
         """The persistent definition."""
         with self._talking(f"read domain {name}") as connection:
@@ -151,6 +260,11 @@ class Hypervisor:
     def console_tail(self, name: str, lines: int) -> str:
         """The last lines of the serial console's log; empty when nothing was written yet."""
         return read_tail(self.console_path(name), lines)
+
+    def console_end(self, name: str, lines: int) -> list[str]:
+        """The last lines of the console that show something, fit to be shown; see `console_text`."""
+        data = read_end(self.console_path(name), CONSOLE_END_BYTES)
+        return console_lines(data)[-lines:]
 
     def _define_secrets(self, connection: libvirt.virConnect) -> None:
         """Tell libvirt the pools' secrets; it keeps them in memory, and gives them to nobody but QEMU."""
@@ -168,13 +282,15 @@ class Hypervisor:
         try:
             yield self._open()
         except libvirt.libvirtError as exc:
-            raise EnvironmentFault(
-                what, exc.get_error_message() or str(exc), "see the log of libvirtd"
-            ) from exc
+            kind = EnvironmentFault if self._is_connected() else LibvirtSilent
+            raise kind(what, exc.get_error_message() or str(exc), "see the log of libvirtd") from exc
+
+    def _is_connected(self) -> bool:
+        return self._connection is not None and bool(self._connection.isAlive())
 
     def _open(self) -> libvirt.virConnect:
         with self._lock:
-            if self._connection is None or not self._connection.isAlive():
+            if not self._is_connected():
                 libvirt.registerErrorHandler(
                     lambda _context, _error: None, None
                 )  # errors are raised, not printed
@@ -229,15 +345,18 @@ def _lookup(connection: libvirt.virConnect, name: str) -> libvirt.virDomain | No
         raise
 
 
-def read_tail(path: Path, lines: int, limit_bytes: int = 1024 * 1024) -> str:
-    """The last lines of a file a guest writes: at most `limit_bytes` are read, bad bytes replaced."""
+def read_end(path: Path, limit_bytes: int) -> bytes:
+    """The end of a file a guest writes; nothing when there is no such file."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - limit_bytes))
-            data = file.read(limit_bytes)
+            return file.read(limit_bytes)
     except FileNotFoundError:
-        return ""
-    return "\n".join(
-        data.decode(errors="replace").replace("\0", "").splitlines()[-lines:] if lines > 0 else []
-    )
+        return b""
+
+
+def read_tail(path: Path, lines: int, limit_bytes: int = 1024 * 1024) -> str:
+    """The last lines of a file a guest writes: at most `limit_bytes` are read, bad bytes replaced."""
+    text = read_end(path, limit_bytes).decode(errors="replace").replace("\0", "")
+    return "\n".join(text.splitlines()[-lines:] if lines > 0 else [])

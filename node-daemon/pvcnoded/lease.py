@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,11 +11,11 @@ from pathlib import Path
 
 from pvccommon import builds
 from pvccommon.database import Database
-from pvccommon.errors import PvcError
-from pvccommon.models import now
+from pvccommon.errors import Busy, PvcError
 
 FENCED_EXIT_CODE = 70
 CANCEL_NOTICED_S = 1.0
+KILL_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,35 @@ class Owner:
 
     @classmethod
     def myself(cls, node: str) -> "Owner":
-        return cls(node, boot_id(), os.getpid(), start_time(os.getpid()) or 0)
+        return cls.of(os.getpid(), node)
+
+    @classmethod
+    def of(cls, pid: int, node: str = "") -> "Owner":
+        """The process of this machine that has the id now."""
+        return cls(node, boot_id(), pid, start_time(pid) or 0)
 
     def is_alive(self) -> bool:
         """Whether that very process runs on this machine; a reused pid does not count."""
         return self.boot == boot_id() and start_time(self.pid) == self.started
+
+    def kill(self) -> None:
+        """End that very process of this machine at once, and wait until it is gone. Raises Busy."""
+        try:
+            process = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        try:
+            if self.is_alive():  # looked at after opening: so the descriptor is that process'
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        finally:
+            os.close(process)
+        deadline = time.monotonic() + KILL_TIMEOUT_S
+        while self.is_alive():
+            if time.monotonic() > deadline:
+                raise Busy(f"end process {self.pid}", f"it is still there {KILL_TIMEOUT_S} s after SIGKILL")
+            time.sleep(0.02)
 
 
 def boot_id() -> str:
@@ -58,28 +83,43 @@ def start_time(pid: int) -> int | None:
 
 
 class LeaseKeeper:
-    """Renews a build's lease in a thread; a context manager.
+    """Renews a build's lease in a thread, and ends this process when the lease is lost; a context manager.
 
-    When the lease is lost the process ends at once, without undoing: somebody else owns the build now, and
-    everything this process holds (sandbox, mounts, devices) goes with it.
+    The process ends at once, without undoing: somebody else owns the build then, and everything it holds
+    (sandbox, mounts, devices) goes with it. When the lease runs out because the database does not answer, or
+    the process was stopped meanwhile, the kernel ends it, before it could do anything more: by SIGALRM, which
+    is not handled (setitimer(2)).
     """
 
-    def __init__(self, database: Database, build_id: str, owner: Owner, lease: timedelta) -> None:
+    def __init__(
+        self, database: Database, build_id: str, owner: Owner, lease: timedelta, taken: float
+    ) -> None:
+        """`taken`: a moment (time.monotonic) before the lease was taken."""
         self._database = database
         self._build_id = build_id
         self._owner = str(owner)
         self._lease = lease
+        self._taken = taken
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self.on_lost: Callable[[], None] = lambda: os._exit(FENCED_EXIT_CODE)
 
     def __enter__(self) -> "LeaseKeeper":
+        self._arm(self._taken)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(timeout=10)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _arm(self, renewed: float) -> None:
+        """Live until the lease that was renewed after that moment runs out."""
+        left_s = renewed + self._lease.total_seconds() - time.monotonic()
+        if left_s <= 0:
+            self.on_lost()
+        signal.setitimer(signal.ITIMER_REAL, max(left_s, 0.001))
 
     def _renew(self) -> bool:
         """Whether the lease is still ours. A cancel whose signal got lost is noticed here, too."""
@@ -91,13 +131,15 @@ class LeaseKeeper:
         return build is not None
 
     def _keep(self) -> None:
-        valid_until = now() + self._lease
         while not self._stop.wait(min(self._lease.total_seconds() / 4, CANCEL_NOTICED_S)):
+            before = time.monotonic()
             try:
                 held = self._renew()
-                valid_until = now() + self._lease
-            except PvcError:  # the database does not answer: go on while the lease lasts
-                held = now() < valid_until
-            if not held and not self._stop.is_set():
+            except PvcError:
+                continue  # the database does not answer: go on while the lease lasts
+            if self._stop.is_set():
+                return
+            if not held:
                 self.on_lost()
                 return
+            self._arm(before)

@@ -3,30 +3,36 @@
 Nothing is undone here: `build.py` does that when a step raises.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from pvccommon import builds, steps
+from pvccommon.checks import own_cdroms
 from pvccommon.config import Config
 from pvccommon.database import Database
 from pvccommon.errors import Internal, Problem, PvcError, ScriptFailed, WrongInput
+from pvccommon.kept_volumes import VOLUME
 from pvccommon.models import Json
 from pvccommon.storage.pool import StoragePool
-from pvcnoded.broker import Broker
+from pvcnoded.broker import POWEROFF, Broker, FirstBoot
 from pvcnoded.build_log import BuildLog
 from pvcnoded.context import script_context
 from pvcnoded.conversation import Conversation
-from pvcnoded.domain_policy import check_domain
+from pvcnoded.domain_mark import DomainMark, mark_domain
+from pvcnoded.domain_policy import check_domain, disk_source
 from pvcnoded.domain_xml import FindSource, resolve_domain, source_to_come, sources_of
+from pvcnoded.guest_install import install_by_guest
 from pvcnoded.hypervisor import Hypervisor
 from pvcnoded.journal import Journal
 from pvcnoded.sandbox.sandbox import Sandbox, SandboxSpec, open_sandbox
 from pvcnoded.sandbox.userns import range_start, uid_slot
 from pvcnoded.sdk import sdk_zip
-from pvcnoded.undo import DOMAIN, VM
-from pvcnoded.vm_record import update_vm, write_vm
+from pvcnoded.undo import DOMAIN, VM, guard_pools, patiently
+from pvcnoded.vm_record import media_of, update_vm, write_vm
 
 LOAD_TIMEOUT_S = 60
 # One for the whole host, so that two daemons on it never give the same user ids to two sandboxes.
@@ -47,7 +53,9 @@ class Pipeline:
     log: BuildLog
     plan: Json
     secrets: Json
+    owner: str  # who holds the build's lease: this process
     _conversation: Conversation | None = None
+    _broker: Broker | None = None
     _domain: Any = None  # the checked document create() returned
     _stack: ExitStack = field(default_factory=ExitStack)
 
@@ -74,7 +82,10 @@ class Pipeline:
     def verify(self) -> None:
         """The checks that only this node can make, and those whose outcome may have changed."""
         self._enter(steps.VERIFY, "verify", "checking pools and volumes")
-        problems = [problem for volume in self.plan["volumes"] for problem in self._volume_problems(volume)]
+        pools = {volume["pool"] for volume in (*self.plan["volumes"], *self.plan.get("cdroms", ()))}
+        for error in guard_pools(self.journal, self.pools, pools).values():
+            raise error
+        problems = [problem for volume in self._own_volumes for problem in self._volume_problems(volume)]
         problems.extend(self._space_problems())
         if problems:
             raise WrongInput(f"build VM {self.plan['vm']['name']}", problems=problems)
@@ -86,6 +97,7 @@ class Pipeline:
         self._enter(steps.LOAD, "load", "opening the sandbox")
         sandbox = self._stack.enter_context(self._open_sandbox())
         broker = Broker(self.plan, self.pools, self.journal, sandbox, self.log)
+        self._broker = broker
         self._stack.callback(broker.close)
         conversation = Conversation(sandbox.channel, sandbox.output, self.log, broker.answer)
         self._stack.callback(_end_sandbox, sandbox, conversation)
@@ -124,14 +136,21 @@ class Pipeline:
 
     def finish_domain(self) -> None:
         """Put the volumes, which exist now, into the definition, and start the domain when wanted."""
+        media = self._media()
+        self._drop_answers(keep=media)
         if self._domain is None:
             return
+        if self._broker is not None and self._broker.changed_domain is not None:
+            self._domain = self._broker.changed_domain
         name = self.plan["vm"]["name"]
         starting = self.plan["start"]
         self._enter(steps.BOOT, "start", f"starting {name}" if starting else f"defining {name}")
         self._require_volumes()
-        definition = self._resolve(sources_of(self.pools))
-        self.hypervisor.redefine(name, definition)
+        if self._first_boot.until == POWEROFF:
+            self._install_by_guest(media)
+            self._drop_answers()
+            media = []
+        self.hypervisor.redefine(name, self._resolve(sources_of(self.pools, media), media=media))
         if starting:
             self.hypervisor.start(name)
             self.log.info(f"started domain {name}")
@@ -139,9 +158,45 @@ class Pipeline:
             self.database,
             name,
             xml=self.hypervisor.xml(name),
+            media=media_of(media, started=starting),
             state="start" if starting else "stop",
             seen=self.hypervisor.state(name),
         )
+
+    def _install_by_guest(self, media: Sequence[Json]) -> None:
+        """Start the domain with its CD-ROMs and wait until the guest, done with installing, powers off."""
+        if not media:
+            why = "it called install_from_cdrom(), but its domain has no CD-ROM"
+            raise ScriptFailed(self._what("start"), why, "give the profile an image of kind iso")
+        name = self.plan["vm"]["name"]
+        self.hypervisor.redefine(name, self._resolve(sources_of(self.pools, media), media=media))
+        disks = [(self.pools[volume["pool"]], volume["volume"]) for volume in self.plan["volumes"]]
+        install_by_guest(self.hypervisor, self.log, name, disks, self._first_boot.timeout_s)
+
+    def _media(self) -> list[Json]:
+        """The CD-ROMs that the domain has. Answers the script has not made are no CD-ROM."""
+        disks = [] if self._domain is None else self._domain.findall("devices/disk")
+        named = {disk_source(disk) for disk in disks}
+        return [
+            cdrom
+            for cdrom in self.plan.get("cdroms", ())
+            if (cdrom["pool"], cdrom["volume"]) in named
+            and not (cdrom["temporary"] and not self._has_made(cdrom))
+        ]
+
+    def _has_made(self, volume: Json) -> bool:
+        return self._broker is not None and self._broker.has_made(volume)
+
+    def _drop_answers(self, keep: Sequence[Json] = ()) -> None:
+        """Delete the CD-ROMs made for this build alone: they may hold secrets, and nobody needs them now."""
+        for cdrom in own_cdroms(self.plan):
+            if cdrom not in keep and self._has_made(cdrom):
+                self._delete(cdrom)
+
+    def _delete(self, volume: Json) -> None:
+        pool, name = self.pools[volume["pool"]], volume["volume"]
+        patiently(lambda: pool.delete_volume(name, missing_ok=True))
+        self.journal.note_gone(VOLUME, f"{pool.name}/{name}")
 
     def clean_up_after_failure(self) -> None:
         """Give the script's own cleanup() a short chance; its errors are logged, never raised.
@@ -165,12 +220,21 @@ class Pipeline:
     def _enter(self, step: int, stage: str, status: str) -> None:
         self.log.flush()
         self.log.stage = stage
-        with self.database.session() as session:
-            build = builds.find_build(session, self.journal.build_id, lock=True)
-            builds.enter_stage(build, step, stage, status)
+
+        def enter(session: Session) -> None:
+            build = builds.find_held(session, self.journal.build_id, self.owner)
+            if build.step != step:  # else this transaction was committed, and the answer got lost
+                builds.enter_stage(build, step, stage, status)
+
+        self.database.patiently(enter)
 
     def _what(self, stage: str) -> str:
         return f"run {stage} of script {self.plan['script']['name']}"
+
+    @property
+    def _own_volumes(self) -> list[Json]:
+        """What this build makes, of the plan."""
+        return [*self.plan["volumes"], *own_cdroms(self.plan)]
 
     def _volume_problems(self, volume: Json) -> list[Problem]:
         pool = self.pools.get(volume["pool"])
@@ -180,14 +244,15 @@ class Pipeline:
         problems = []
         if pool.volume_or_none(volume["volume"]):
             problems.append(Problem(path, "exists already"))
-        if volume["source_volume"] and not pool.volume_or_none(volume["source_volume"]):
-            problems.append(Problem(path, f"its source {volume['source_volume']} does not exist"))
+        source = volume.get("source_volume")
+        if source and not pool.volume_or_none(source):
+            problems.append(Problem(path, f"its source {source} does not exist"))
         return problems
 
     def _space_problems(self) -> list[Problem]:
         needs: dict[str, int] = {}
-        for volume in self.plan["volumes"]:
-            if volume["pool"] in self.pools and not volume["source_volume"]:
+        for volume in self._own_volumes:
+            if volume["pool"] in self.pools and not volume.get("source_volume"):
                 needs[volume["pool"]] = needs.get(volume["pool"], 0) + (volume["size_bytes"] or 0)
         free = {pool: self.pools[pool].space().free_bytes for pool in needs}
         return [
@@ -197,11 +262,14 @@ class Pipeline:
         ]
 
     def _require_volumes(self) -> None:
-        """The script had to make what its domain document names."""
+        """The script had to make what its domain document names, and all disks of the plan."""
+        named = {disk_source(disk) for disk in self._domain.findall("devices/disk")}
+        named |= {(volume["pool"], volume["volume"]) for volume in self.plan["volumes"]}
         missing = [
             f"{volume['pool']}/{volume['volume']}"
-            for volume in self.plan["volumes"]
-            if self.pools[volume["pool"]].volume_or_none(volume["volume"]) is None
+            for volume in (*self.plan["volumes"], *self._media())
+            if (volume["pool"], volume["volume"]) in named
+            and self.pools[volume["pool"]].volume_or_none(volume["volume"]) is None
         ]
         if missing:
             why = f"the script has not made {', '.join(missing)}"
@@ -223,9 +291,15 @@ class Pipeline:
             )
         )
 
-    def _resolve(self, find_source: FindSource) -> str:
+    @property
+    def _first_boot(self) -> FirstBoot:
+        return self._broker.first_boot if self._broker else FirstBoot()
+
+    def _resolve(self, find_source: FindSource, *, media: Sequence[Json] | None = None) -> str:
         log = self.hypervisor.console_path(self.plan["vm"]["name"])
-        return resolve_domain(self._domain, self.plan, find_source, log)
+        kept = None if media is None else {(cdrom["pool"], cdrom["volume"]) for cdrom in media}
+        definition = resolve_domain(self._domain, self.plan, find_source, log, media=kept)
+        return mark_domain(definition, DomainMark(self.config.cluster.name, self.journal.build_id))
 
 
 def _end_sandbox(sandbox: Sandbox, conversation: Conversation) -> None:

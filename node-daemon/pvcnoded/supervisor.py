@@ -15,10 +15,13 @@ from pvccommon.database import Database
 from pvccommon.errors import PvcError
 from pvcnoded.build import BuildProcess
 from pvcnoded.heartbeat import Heartbeat
+from pvcnoded.lost_nodes import LostNodes
+from pvcnoded.media import Media
 from pvcnoded.sweeper import Sweeper
 
 SWEEP_EVERY_S = 60
 RESEND_EVERY_S = 10
+LOOKS_BEFORE_DEAD = 4
 WORKERS = ("builds", "commands")
 STOP_TIMEOUT_S = 60
 RESTART_PAUSE_S = 2
@@ -33,9 +36,14 @@ class Supervisor:
         process = BuildProcess(config, Database(config.database))
         self._database = process.database
         self._heartbeat = Heartbeat(process)
+        self._media = Media(config, process.database, process.pools, process.hypervisor)
         self._heartbeat_s = config.node.heartbeat_s
         self._sweeper = Sweeper(process)
         self._celery = queue.create_celery(config.queue)
+        self._lost_nodes = LostNodes(process, self._celery)
+        self._dead_after_s = config.node.dead_after_s
+        self._look_every_s = config.node.dead_after_s / LOOKS_BEFORE_DEAD
+        self._last_beat = 0.0  # by a clock that goes on while the machine sleeps
         self._stopping = threading.Event()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -46,7 +54,13 @@ class Supervisor:
             signal.signal(number, lambda *_: self._stopping.set())
         self._sweeper.sweep()
         self._heartbeat.beat()
-        for period_s, action in ((SWEEP_EVERY_S, self._sweep), (RESEND_EVERY_S, self._resend)):
+        periodic = (
+            (SWEEP_EVERY_S, self._sweep),
+            (RESEND_EVERY_S, self._resend),
+            (self._heartbeat_s, self._media.look_after),
+            (self._look_every_s, self._look_at_lost_nodes),
+        )
+        for period_s, action in periodic:
             threading.Thread(target=self._every, args=(period_s, action), daemon=True).start()
         try:
             self._every(self._heartbeat_s, self._beat, tick_s=0.5)
@@ -74,13 +88,21 @@ class Supervisor:
             logger.exception("%s failed", what)
 
     def _beat(self) -> None:
+        before = self._last_beat
         self._heartbeat.beat()
+        self._last_beat = time.clock_gettime(time.CLOCK_BOOTTIME)
+        if before and self._last_beat - before > self._dead_after_s:
+            logger.warning("not heard of for %d s: others took this node for dead", self._last_beat - before)
+            self._attempt("sweep", self._sweeper.sweep)
 
     def _sweep(self) -> None:
         self._sweeper.sweep()
 
     def _resend(self) -> None:
         self._sweeper.resend(self._celery)
+
+    def _look_at_lost_nodes(self) -> None:
+        self._lost_nodes.look()
 
     def _watch_children(self) -> None:
         """Start the workers, and start one again that has ended."""

@@ -1,15 +1,29 @@
 """The sweeper: at start and every minute, whatever a killed process has left is found and undone."""
 
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from celery import Celery
 from sqlalchemy import select
 
 from pvccommon import builds, queue
+from pvccommon.database import database_now
 from pvccommon.errors import PvcError
-from pvccommon.models import Build, BuildState, Json, now, one_of
+from pvccommon.models import (
+    FINAL_STATES,
+    PENDING,
+    Build,
+    BuildState,
+    Image,
+    ImageState,
+    Json,
+    Resource,
+    now,
+    one_of,
+)
+from pvccommon.storage import get_pool
 from pvcnoded.build import BuildProcess
+from pvcnoded.imports.image_rows import remove_image
 from pvcnoded.lease import Owner
 
 RESEND_AFTER = timedelta(seconds=10)
@@ -25,12 +39,19 @@ class Sweeper:
         self._node = process.config.node.name
 
     def sweep(self) -> None:
-        """Look at every unfinished build of this node. Errors of one do not stop the others."""
-        for build_id in self._unfinished():
-            try:
-                self.recover_if_dead(build_id)
-            except PvcError as exc:
-                logger.error("build %s: could not be undone, trying again: %s", build_id, exc.message)
+        """Look at every build of this node that left something. Errors of one do not stop the others."""
+        for build_ids, recover in (
+            (self._unfinished(), self.recover_if_dead),
+            (self._ended_with_leftovers(), self._process.undo_rest),
+        ):
+            for build_id in build_ids:
+                try:
+                    recover(build_id)
+                except PvcError as exc:
+                    logger.error("build %s: could not be undone, trying again: %s", build_id, exc.message)
+        with self._process.database.session() as session:
+            builds.drop_old_secrets(session, timedelta(hours=self._process.config.builds.keep_secrets_hours))
+        self._remove_images_of_dead()
         for pool in self._process.pools.values():
             try:
                 for line in pool.sweep():
@@ -38,14 +59,14 @@ class Sweeper:
             except PvcError as exc:
                 logger.error("pool %s: %s", pool.name, exc.message)
 
-    def is_waiting(self, build_id: str) -> bool:
-        """Whether a build is still to be run: not delivered a second time, not cancelled meanwhile."""
-        with self._process.database.session() as session:
-            return builds.find_build(session, build_id).state == BuildState.QUEUED
-
     def recover_if_dead(self, build_id: str) -> None:
-        """Undo a build whose process is gone; one that ended, or runs, or waits is left alone."""
+        """Undo a build whose process is gone, also one that was ended while this node did not answer.
+
+        One that runs or waits is left alone.
+        """
         if not self._take_over(build_id):
+            if self._has_ended(build_id):
+                self._process.undo_rest(build_id)
             return
         logger.warning("build %s: its process is gone; undoing what it made", build_id)
         self._process.undo(build_id, self._error(build_id))
@@ -78,21 +99,69 @@ class Sweeper:
             )
             return list(session.execute(query).scalars())
 
+    def _ended_with_leftovers(self) -> list[str]:
+        """Ended builds of which something on this node is still to be undone: what was kept of them has been
+        discarded while the node could not hear of it, or they were ended elsewhere."""
+        with self._process.database.session() as session:
+            query = (
+                select(Resource.build)
+                .join(Build, Build.id == Resource.build)
+                .where(
+                    Resource.node == self._node,
+                    one_of(Resource.state, PENDING),
+                    one_of(Build.state, FINAL_STATES),
+                )
+                .distinct()
+            )
+            return list(session.execute(query).scalars())
+
+    def _remove_images_of_dead(self) -> None:
+        """Images whose import died with its process, of this node: their volumes, then their rows."""
+        with self._process.database.session() as session:
+            query = select(Image).where(Image.state == ImageState.IMPORTING.value)
+            images = [image for image in session.execute(query.order_by(Image.id)).scalars() if image.owner]
+        for image in images:
+            owner = Owner.parse(image.owner)
+            if owner.node != self._node or owner.is_alive():
+                continue
+            logger.warning("image %s: the process that imported it is gone; removing it", image.name)
+            try:
+                pool = get_pool(self._process.pools, image.pool)
+                remove_image(self._process.database, pool, image.id)
+            except PvcError as exc:
+                logger.error("image %s: could not be removed, trying again: %s", image.name, exc.message)
+
     def _take_over(self, build_id: str) -> bool:
         """Take the lease of a build whose holder is dead; False when there is nothing to do."""
         with self._process.database.session() as session:
             build = builds.find_build(session, build_id, lock=True)
             if build.state not in RUNS or build.node != self._node:
                 return False
-            if (
-                build.lease_owner
-                and build.lease_owner != str(self._process.owner)
-                and Owner.parse(build.lease_owner).is_alive()
-            ):
+            if build.lease_owner and self._is_held(build, database_now(session)):
                 return False
-            build.lease_owner = str(self._process.owner)
-            build.lease_until = now() + self._process.lease
+            builds.give_lease(session, build, str(self._process.owner), self._process.lease)
             return True
+
+    def _has_ended(self, build_id: str) -> bool:
+        with self._process.database.session() as session:
+            return builds.find_build(session, build_id).state in FINAL_STATES
+
+    def _is_held(self, build: Build, at: datetime) -> bool:
+        """Whether somebody else works on the build; `at` is the database's time.
+
+        Of a process here it is known whether it lives: one that does has its build, unless it has let the
+        lease run out (it hangs, or was stopped): then it is killed. Of another node's only the lease tells.
+        """
+        owner = Owner.parse(build.lease_owner or "")
+        if owner == self._process.owner:
+            return False
+        has_expired = build.lease_until is None or at >= build.lease_until
+        if owner.node != self._node:
+            return not has_expired
+        if has_expired and build.state == BuildState.RUNNING and owner.is_alive():
+            logger.warning("build %s: process %d let its lease run out; killing it", build.id, owner.pid)
+            owner.kill()
+        return owner.is_alive()
 
     def _error(self, build_id: str) -> Json:
         with self._process.database.session() as session:
@@ -103,6 +172,6 @@ class Sweeper:
                 "kind": "environment",
                 "what": f"create VM {build.vm}",
                 "why": "the worker was killed, or the node went down, while the build ran",
-                "hint": "run the same create again",
+                "hint": builds.retry_command(build_id),
                 "stage": build.stage,
             }

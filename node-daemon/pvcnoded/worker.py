@@ -10,21 +10,34 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from typing import Any
 
 from celery import Celery
 from celery.signals import worker_ready, worker_shutting_down
 
-from pvccommon import queue
+from pvccommon import builds, queue
 from pvccommon.config import Config, load_config
 from pvccommon.database import Database
-from pvccommon.errors import Internal, PvcError
+from pvccommon.errors import PvcError
 from pvcnoded.build import BuildProcess, die_with_parent
-from pvcnoded.commands import Commands
+from pvcnoded.build_commands import BuildCommands
+from pvcnoded.command import Verbs, answer_command
+from pvcnoded.content_commands import ContentCommands
+from pvcnoded.image_commands import ImageCommands
+from pvcnoded.imports.imports import Imports
+from pvcnoded.orphan_commands import OrphanCommands
+from pvcnoded.pool_commands import PoolCommands
+from pvcnoded.slow_commands import SlowCommands
+from pvcnoded.snapshot_commands import SnapshotCommands
 from pvcnoded.sweeper import Sweeper
+from pvcnoded.transfers import Transfers
+from pvcnoded.vm_commands import VmCommands
+from pvcnoded.volume_commands import VolumeCommands
 
 COMMAND_THREADS = 8
 WAKE_EVERY_S = 0.1
+END_IMPORTS_S = 10.0  # what has not ended by then, the sweeper removes
 logger = logging.getLogger("pvc.worker")
 
 
@@ -33,18 +46,24 @@ class BuildRunner:
 
     def __init__(self, config: Config, config_path: str | None) -> None:
         self._config_path = config_path
-        self._sweeper = Sweeper(BuildProcess(config, Database(config.database)))
+        self._node = config.node.name
+        process = BuildProcess(config, Database(config.database))
+        self._database = process.database
+        self._sweeper = Sweeper(process)
         self._children: set[subprocess.Popen[bytes]] = set()
+        self._turn = threading.Lock()
 
-    def run(self, build_id: str) -> None:
-        """Run one build to its end; whatever the child left undone is undone here."""
-        if not self._sweeper.is_waiting(build_id):
-            return
-        argv = [sys.executable, "-m", "pvcnoded.build", build_id, "--parent", str(os.getpid())]
-        if self._config_path:
-            argv += ["--config", self._config_path]
-        child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
-        self._children.add(child)
+    def run_next(self) -> None:
+        """Run the build that has waited longest to its end; what its process left undone is undone here.
+
+        A message only says that there is work: messages can overtake each other, or come twice.
+        """
+        with self._turn:
+            with self._database.session() as session:
+                build_id = builds.longest_waiting(session, self._node)
+            if build_id is None:
+                return
+            child = self._start(build_id)
         try:
             returncode = child.wait()
         finally:
@@ -52,6 +71,20 @@ class BuildRunner:
         if returncode != 0:
             logger.warning("build %s: its process ended with %d", build_id, returncode)
         self._sweeper.recover_if_dead(build_id)
+
+    def _start(self, build_id: str) -> "subprocess.Popen[bytes]":
+        """Start the build's process; returns when that has taken the build, or has ended."""
+        argv = [sys.executable, "-m", "pvcnoded.build", build_id, "--parent", str(os.getpid())]
+        if self._config_path:
+            argv += ["--config", self._config_path]
+        child = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
+        )
+        self._children.add(child)
+        assert child.stdout is not None
+        with child.stdout as closed_when_taken:
+            closed_when_taken.read()
+        return child
 
     def end_all(self) -> None:
         """Ask all builds under way to end; each undoes itself."""
@@ -64,9 +97,9 @@ def serve_builds(app: Celery, config: Config, config_path: str | None) -> None:
 
     def build(build_id: str) -> None:
         try:
-            runner.run(build_id)
+            runner.run_next()
         except PvcError as exc:  # the row stays as it is; the sweeper sees to it
-            logger.error("build %s: %s", build_id, exc.message)
+            logger.error("build %s was announced: %s", build_id, exc.message)
 
     app.task(build, name=queue.BUILD_TASK, acks_late=True, ignore_result=True)
 
@@ -78,19 +111,42 @@ def serve_builds(app: Celery, config: Config, config_path: str | None) -> None:
 
 
 def serve_commands(app: Celery, config: Config) -> None:
-    commands = Commands(BuildProcess(config, Database(config.database)))
+    process = BuildProcess(config, Database(config.database))
+    volumes, snapshots = VolumeCommands(process.pools), SnapshotCommands(process.pools)
+    transfers = Transfers(config.node)
+    content = ContentCommands(process.pools, transfers)
+    pools = PoolCommands(process.pools, config.storage.ceph)
+    imports = Imports(config.images, process.database, process.pools, process.owner)
+    images = ImageCommands(process.database, process.pools, imports, transfers)
+    verbs: Verbs = {
+        **VmCommands(process).verbs(),
+        **BuildCommands(process).verbs(),
+        **OrphanCommands(process).verbs(),
+        **volumes.verbs(),
+        **snapshots.verbs(),
+        **content.verbs(),
+        **pools.verbs(),
+        **images.verbs(),
+    }
+    slow_verbs: Verbs = {
+        **volumes.slow_verbs(),
+        **snapshots.slow_verbs(),
+        **pools.slow_verbs(),
+        **images.slow_verbs(),
+    }
+    slow = SlowCommands()
 
-    def command(verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """{"result": …} or {"error": PvcError.to_dict()}."""
-        try:
-            return {"result": commands.run(verb, arguments)}
-        except PvcError as exc:
-            return {"error": exc.to_dict()}
-        except Exception as exc:
-            logger.exception("command %s failed", verb)
-            return {"error": Internal(f"run {verb}", f"{type(exc).__name__}: {exc}").to_dict()}
+    def end_imports(**_: object) -> None:
+        imports.end_all(END_IMPORTS_S)
 
-    app.task(command, name=queue.COMMAND_TASK, acks_late=False, ignore_result=False)
+    worker_shutting_down.connect(end_imports, weak=False)
+
+    def command(task: Any, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        if verb in slow_verbs:
+            slow.take_over(task, verb, lambda: answer_command(slow_verbs, verb, arguments))
+        return answer_command(verbs, verb, arguments)
+
+    app.task(command, bind=True, name=queue.COMMAND_TASK, acks_late=False, ignore_result=False)
     _work(app, "commands", queue.command_queue(config.node.name), config.node.name, COMMAND_THREADS)
 
 

@@ -48,6 +48,12 @@ PLAN: dict[str, Any] = {
 }
 
 
+CDROMS: list[dict[str, Any]] = [
+    {"pool": "vms", "volume": "image_7_iso", "disk_id": "sdz", "size_bytes": 2**20, "temporary": False},
+    {"pool": "vms", "volume": "web1_answers", "disk_id": "sdy", "size_bytes": 2**20, "temporary": True},
+]
+
+
 def plan(**changes: Any) -> dict[str, Any]:
     return {**copy.deepcopy(PLAN), **changes}
 
@@ -62,6 +68,7 @@ def sdk_xml(of: dict[str, Any] | None = None) -> str:
         "arguments": {},
         "userdata": None,
         "api_version": 1,
+        "cdroms": found.get("cdroms", []),
         **{key: found[key] for key in ("volumes", "networks", "domain")},
     }
     return domain_xml(Context.from_json(context))

@@ -1,15 +1,16 @@
 """Lines of a build's log: levels, cutting, cleaning."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from pvccommon.errors import EnvironmentFault
+from pvccommon.database import Database, DatabaseSilent
 from pvcnoded.build_log import LINE_OVERHEAD_BYTES, BuildLog, clean
 
 
-class Recorder:
+class Recorder(Database):
     """A database that takes inserted rows, or is down."""
 
     def __init__(self) -> None:
@@ -17,9 +18,9 @@ class Recorder:
         self.down = False
 
     @contextmanager
-    def session(self) -> Any:
+    def session(self) -> Iterator[Any]:
         if self.down:
-            raise EnvironmentFault("use the database", "down")
+            raise DatabaseSilent("use the database", "down")
         yield self
 
     def execute(self, _statement: object, rows: list[dict[str, Any]] | None = None) -> "Recorder":
@@ -38,7 +39,7 @@ def recorder() -> Recorder:
 @pytest.fixture
 def log(recorder: Recorder) -> BuildLog:
     limit = 10 * (9 + LINE_OVERHEAD_BYTES)
-    return BuildLog(recorder, "b1", limit_bytes=limit, stage="install", secrets=("hunter2",))  # type: ignore[arg-type]
+    return BuildLog(recorder, "b1", limit_bytes=limit, stage="install", secrets=("hunter2",))
 
 
 def test_levels_are_read_from_the_prefix(log: BuildLog, recorder: Recorder) -> None:

@@ -1,7 +1,7 @@
 """What a script's domain XML may hold, and what is refused with the element and the rule."""
 
 import pytest
-from plans import PLAN, UUID, plan, sdk_xml
+from plans import CDROMS, PLAN, UUID, plan, sdk_xml
 
 from pvccommon.errors import WrongInput
 from pvcnoded.domain_policy import check_domain
@@ -149,3 +149,14 @@ def test_every_violation_is_named() -> None:
     with pytest.raises(WrongInput) as caught:
         check_domain(document(devices, memory="4096"), plan())
     assert len(caught.value.problems) >= 4
+
+
+def test_a_medium_cannot_be_a_disk_nor_a_disk_a_medium() -> None:
+    of = plan(cdroms=CDROMS)
+    assert check_domain(sdk_xml(of), of) is not None
+    for wrong in ("device='cdrom'", "device='disk'"):
+        other = {"device='cdrom'": "device='disk'", "device='disk'": "device='cdrom'"}[wrong]
+        xml = sdk_xml(of).replace("'", '"').replace(wrong.replace("'", '"'), other.replace("'", '"'))
+        with pytest.raises(WrongInput) as caught:
+            check_domain(xml, of)
+        assert "can only be a" in caught.value.message

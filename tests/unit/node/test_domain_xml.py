@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from lxml import etree
-from plans import PLAN, plan, sdk_xml
+from plans import CDROMS, PLAN, plan, sdk_xml
 
 from pvccommon.storage.pool import BackingFile, DiskSource
 from pvcnoded.domain_policy import check_domain
-from pvcnoded.domain_xml import refresh_disks, resolve_domain, source_to_come
+from pvcnoded.domain_xml import refresh_disks, resolve_domain, source_to_come, without_media
 
 LOG = Path("/var/log/console/web1.log")
 
@@ -82,3 +82,39 @@ def test_cpu_and_type_are_the_node_s() -> None:
     assert root.get("type") == "kvm"
     assert root.find("cpu").get("mode") == "host-passthrough"
     assert root.find("cpu/topology").get("cores") == "2"
+
+
+def test_cdroms_end_a_reboot_and_go_without_a_trace() -> None:
+    of = plan(cdroms=CDROMS)
+    installing = resolve(of)
+    drives = installing.findall("devices/disk[@device='cdrom']")
+    assert [drive.find("boot") is not None for drive in drives] == [True, False], "only the medium boots"
+    assert all(drive.find("readonly") is not None for drive in drives)
+    assert installing.findtext("on_reboot") == "destroy"
+    root_disk = installing.find("devices/disk[@device='disk']/boot")
+    assert root_disk is not None and root_disk.get("order") == "2"
+    left = etree.fromstring(without_media(etree.tostring(installing, encoding="unicode")))
+    assert [disk.get("device") for disk in left.findall("devices/disk")] == ["disk", "disk"]
+    assert left.findtext("on_reboot") == "restart"
+
+
+def test_only_the_cdroms_that_are_there_are_left_in() -> None:
+    of = plan(cdroms=CDROMS)
+    checked = check_domain(sdk_xml(of), of)
+    checked.find("on_reboot").text = "destroy"
+    for media, targets, action in (
+        ({("vms", "image_7_iso")}, ["sdz"], "destroy"),
+        ((), [], "destroy"),
+        (None, ["sdz", "sdy"], "destroy"),
+    ):
+        root = etree.fromstring(resolve_domain(checked, of, source_to_come, LOG, media=media))
+        found = [drive.get("dev") for drive in root.findall("devices/disk[@device='cdrom']/target")]
+        assert (found, root.findtext("on_reboot")) == (targets, action)
+    assert len(checked.findall("devices/disk[@device='cdrom']")) == 2, "the checked document is not changed"
+
+
+def test_a_reboot_stays_what_the_script_wrote_without_cdroms() -> None:
+    of = plan(cdroms=CDROMS)
+    checked = check_domain(sdk_xml(of), of)
+    root = etree.fromstring(resolve_domain(checked, of, source_to_come, LOG, media=()))
+    assert root.findtext("on_reboot") == "restart"

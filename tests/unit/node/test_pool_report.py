@@ -12,6 +12,7 @@ class FakePool:
     """A pool that answers when it is told to."""
 
     driver = "rbd"
+    shared = True
 
     def __init__(self, *, silent: bool = False, broken: bool = False) -> None:
         self.answers = threading.Event()
@@ -22,6 +23,9 @@ class FakePool:
 
     def mapping(self) -> str:
         return "export"
+
+    def identity(self) -> str:
+        return "cluster/vms"
 
     def space(self) -> PoolSpace:
         self.asked += 1
@@ -39,11 +43,22 @@ def test_a_silent_pool_delays_nothing_and_comes_back() -> None:
         found = report.take()
         assert time.monotonic() - started < 1
         assert "has not answered" in found["slow"]["error"]
-        assert found["vms"] == {"driver": "rbd", "mapping": "export", "total_bytes": 10, "free_bytes": 6}
+        told = {"driver": "rbd", "shared": True, "mapping": "export", "identity": "cluster/vms"}
+        assert found["vms"] == {**told, "total_bytes": 10, "free_bytes": 6}
     assert silent.asked == 1, "it is not asked again while it has not answered"
     silent.answers.set()
     time.sleep(0.05)
     assert "error" not in report.take()["slow"]
+
+
+def test_a_pool_that_falls_silent_keeps_its_identity() -> None:
+    pool = FakePool()
+    report = PoolReport({"vms": pool}, patience_s=0.1)  # type: ignore[dict-item]
+    assert report.take()["vms"]["identity"] == "cluster/vms"
+    pool.answers.clear()
+    found = report.take()["vms"]
+    pool.answers.set()
+    assert (found["identity"], "error" in found) == ("cluster/vms", True)
 
 
 def test_a_broken_pool_is_reported_with_its_reason() -> None:

@@ -1,44 +1,37 @@
-"""Short commands the API sends to the node of a VM: each answers with plain JSON, within seconds."""
+"""What the API may ask of the node of a VM: states, removal, its console."""
 
 import logging
-import os
-import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from pvccommon import builds
 from pvccommon.errors import NotFound, PvcError, WrongInput, WrongState
 from pvccommon.models import Json, Vm
 from pvcnoded.build import BuildProcess
+from pvcnoded.command import Verbs
 from pvcnoded.domain_xml import refresh_disks, sources_of
-from pvcnoded.lease import Owner
+from pvcnoded.media import Media
 from pvcnoded.vm_record import update_vm
 
 MAX_CONSOLE_LINES = 10_000
 logger = logging.getLogger("pvc.commands")
 
 
-class Commands:
-    """The verbs, by name."""
+class VmCommands:
+    """Changes of VMs that exist, on the node they run on."""
 
     def __init__(self, process: BuildProcess) -> None:
         self._process = process
         self._database = process.database
         self._hypervisor = process.hypervisor
-        self._verbs: Mapping[str, Callable[[Json], Json]] = {
+        self._media = Media(process.config, process.database, process.pools, process.hypervisor)
+
+    def verbs(self) -> Verbs:
+        return {
             "vm.state": self.set_vm_state,
             "vm.remove": self.remove_vm,
             "vm.console": self.read_console,
-            "volume.find": self.find_volume,
-            "build.cancel": self.cancel_build,
         }
-
-    def run(self, verb: str, arguments: Json) -> Json:
-        if verb not in self._verbs:
-            raise WrongInput(
-                f"run {verb}", f"this node knows only: {', '.join(self._verbs)}", "update pvc-node-daemon"
-            )
-        return self._verbs[verb](arguments)
 
     def set_vm_state(self, arguments: Json) -> Json:
         """{vm, state: start|stop|shutdown|restart|disable, force, wait} -> {message}."""
@@ -65,17 +58,19 @@ class Commands:
         vm = self._find_vm(name)
         if vm.state == "provision":
             raise WrongState(f"remove VM {name}", "it is being built", "pvc cluster task cancel ID")
-        self._hypervisor.undefine(name)
-        volumes = vm.volumes if arguments.get("delete_disks") else []
-        for volume in volumes:
-            pool = self._process.pools.get(volume["pool"])
-            if pool is None:
-                raise NotFound(f"remove VM {name}", f"this node has no pool {volume['pool']} any more")
-            pool.delete_volume(volume["volume"], missing_ok=True)
-        with self._database.session() as session:
-            row = session.get(Vm, name)
-            if row is not None:
-                session.delete(row)
+        with self._media_turn(vm):
+            self._hypervisor.undefine(name)
+            volumes = vm.volumes if arguments.get("delete_disks") else []
+            for volume in volumes:
+                pool = self._process.pools.get(volume["pool"])
+                if pool is None:
+                    raise NotFound(f"remove VM {name}", f"this node has no pool {volume['pool']} any more")
+                pool.delete_volume(volume["volume"], missing_ok=True)
+            self._media.delete_temporary(vm)
+            with self._database.session() as session:
+                row = session.get(Vm, name)
+                if row is not None:
+                    session.delete(row)
         return {
             "message": f"Removed VM {name} and its {len(volumes)} disks."
             if volumes
@@ -91,25 +86,6 @@ class Commands:
             )
         }
 
-    def find_volume(self, arguments: Json) -> Json:
-        """{pool, volume} -> {found: null or {size_bytes}}."""
-        pool = self._process.pools.get(arguments["pool"])
-        if pool is None:
-            raise NotFound(
-                f"find volume {arguments['pool']}/{arguments['volume']}", "this node has no such pool"
-            )
-        volume = pool.volume_or_none(arguments["volume"])
-        return {"found": None if volume is None else {"size_bytes": volume.size_bytes}}
-
-    def cancel_build(self, arguments: Json) -> Json:
-        """{build} -> {}: end the process of a build whose row already says that it shall end."""
-        with self._database.session() as session:
-            build = builds.find_build(session, arguments["build"])
-            owner = Owner.parse(build.lease_owner) if build.lease_owner and build.cancel_requested else None
-        if owner is not None and owner.is_alive() and owner != self._process.owner:
-            os.kill(owner.pid, signal.SIGTERM)
-        return {}
-
     # ---- states
 
     def _start(self, name: str, _force: bool, _wait: bool) -> str:
@@ -118,34 +94,58 @@ class Commands:
         return f"Started VM {name}."
 
     def _power_on(self, name: str) -> None:
-        """Start a domain with its disks as they are now; one that runs is left alone."""
-        if self._hypervisor.state(name) == "running":
-            return
-        sources = sources_of(self._process.pools)
-        definition = refresh_disks(self._hypervisor.xml(name), self._find_vm(name).volumes, sources)
-        self._hypervisor.redefine(name, definition)
-        self._hypervisor.start(name)
+        """Start a domain with its disks as they are now; one that runs is left alone.
+
+        Its CD-ROMs are in it the first time only.
+        """
+        with self._media_turn(self._find_vm(name)):
+            if self._hypervisor.state(name) == "running":
+                return
+            self._media.eject_used(name)
+            vm = self._find_vm(name)
+            sources = sources_of(self._process.pools, vm.media)
+            definition = refresh_disks(self._hypervisor.xml(name), [*vm.volumes, *vm.media], sources)
+            self._hypervisor.redefine(name, definition)
+            self._hypervisor.start(name)
+            self._media.note_started(name)
         update_vm(self._database, name, xml=self._hypervisor.xml(name))
 
+    def _media_turn(self, vm: Vm) -> AbstractContextManager[None]:
+        """For the time in which a VM with CD-ROMs is changed; most have none, and wait for nobody."""
+        return self._media.turn() if vm.media else nullcontext()
+
     def _stop(self, name: str, _force: bool, _wait: bool) -> str:
-        self._hypervisor.stop(name)
-        update_vm(self._database, name, state="stop")
+        with self._wanting(name, "stop"):
+            self._hypervisor.stop(name)
         return f"Stopped VM {name}."
 
     def _disable(self, name: str, _force: bool, _wait: bool) -> str:
-        self._hypervisor.stop(name)
-        update_vm(self._database, name, state="disable")
+        with self._wanting(name, "disable"):
+            self._hypervisor.stop(name)
         return f"Disabled VM {name}."
 
     def _shutdown(self, name: str, _force: bool, wait: bool) -> str:
-        self._hypervisor.shutdown(name, wait=wait)
-        update_vm(self._database, name, state="stop")
+        with self._wanting(name, "stop"):
+            self._hypervisor.shutdown(name, wait=wait)
         return f"VM {name} has shut down." if wait else f"Shutting down VM {name}."
+
+    @contextmanager
+    def _wanting(self, name: str, state: str) -> Iterator[None]:
+        """Write what is wanted before it is done: a VM that stops with a CD-ROM in it is started again unless
+        it was meant to. Taken back when it cannot be done."""
+        before = self._find_vm(name).state
+        update_vm(self._database, name, state=state)
+        try:
+            yield
+        except PvcError:
+            update_vm(self._database, name, state=before)
+            raise
 
     def _restart(self, name: str, _force: bool, wait: bool) -> str:
         """The guest powers off, then starts with its definition of now; one that does not is left running."""
-        self._hypervisor.shutdown(name, wait=False)
-        update_vm(self._database, name, state="restart", failed_reason="")
+        with self._wanting(name, "restart"):
+            self._hypervisor.shutdown(name, wait=False)
+        update_vm(self._database, name, failed_reason="")
         if wait:
             self._start_again(name)
             return f"Restarted VM {name}."
