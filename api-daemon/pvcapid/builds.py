@@ -34,6 +34,10 @@ class BuildParameters(Schema):
     define_vm = Flag(load_default=True, metadata=documented("define the VM; else only its volumes are made"))
     start_vm = Flag(load_default=True, metadata=documented("start the VM at the end"))
     arg = Texts(load_default=list, metadata=documented("key=value, stronger than those of the profile"))
+    keep_on_failure = Flag(
+        load_default=False,
+        metadata=documented("when it fails, keep the volumes for inspection until they are discarded"),
+    )
 
 
 class Accepted(Schema):
@@ -81,17 +85,15 @@ def create_vm(given: Given) -> Response:
     with reading() as session:
         planned = _plan(session, given, volumes)
     given.require_ok(what)
-    _require_ok(what, planned, volumes)
+    require_plan_ok(what, planned, volumes)
     with changing(what, status=202) as session:
         lock_placement(session)
         planned = plan_build(session, services().config, _wanted(given), find_volume=volumes)
-        _require_ok(what, planned, volumes)
-        build = accept_build(session, planned, _requested(given, planned))
-    _send(build)
-    answer = jsonify(Accepted().dump({"task_id": build.id, "task_name": TASK_NAME, "run_on": build.node}))
-    answer.status_code = 202
-    answer.headers["Location"] = url_for("tasks.get_task", task_id=build.id)
-    return answer
+        require_plan_ok(what, planned, volumes)
+        keep = given["keep_on_failure"]
+        build = accept_build(session, planned, _requested(given, planned), keep_on_failure=keep)
+    send(build)
+    return accepted(build)
 
 
 @blueprint.post("/provisioner/plan")
@@ -102,6 +104,14 @@ def plan_vm(given: Given) -> Any:
         planned = _plan(session, given, VolumeFinder())
     given.require_ok(f"plan VM {given.get('name', '')}".strip())
     return _plan_answer(planned)
+
+
+def accepted(build: Build) -> Response:
+    """The answer to a request whose build has been accepted."""
+    answer = jsonify(Accepted().dump({"task_id": build.id, "task_name": TASK_NAME, "run_on": build.node}))
+    answer.status_code = 202
+    answer.headers["Location"] = url_for("tasks.get_task", task_id=build.id)
+    return answer
 
 
 def _plan(session: Session, given: Given, volumes: "VolumeFinder") -> PlannedBuild:
@@ -158,7 +168,7 @@ def _look_at_arguments(session: Session, request: BuildRequest, given: Given) ->
         script_arguments.restore_secrets(declared, None, given, [])
 
 
-def _require_ok(what: str, planned: PlannedBuild, volumes: VolumeFinder) -> None:
+def require_plan_ok(what: str, planned: PlannedBuild, volumes: VolumeFinder) -> None:
     """Raise what stands against the build. That a check could not be made is no fault of the request."""
     failure = volumes.failure
     if failure and not planned.problems:
@@ -182,7 +192,7 @@ def _requested(given: Given, planned: PlannedBuild) -> dict[str, Any]:
     }
 
 
-def _send(build: Build) -> None:
+def send(build: Build) -> None:
     """Hand the committed build to its node; one that cannot be sent now is sent by a sweeper later."""
     try:
         send_build(services().queue, build.id, build.node)

@@ -23,7 +23,11 @@ def describe_domain(xml: str, vnis: Mapping[str, str], volumes: Mapping[str, str
     topology = root.find("cpu/topology")
     return {
         "networks": [_network(interface, vnis) for interface in root.findall("devices/interface")],
-        "disks": [_disk(disk, volumes) for disk in root.findall("devices/disk")],
+        "disks": [
+            _disk(disk, volumes)
+            for disk in root.findall("devices/disk")
+            if disk.get("device") != "cdrom"  # of an installation, for a while
+        ],
         "controllers": [
             {"type": item.get("type", ""), "model": item.get("model") or "N/A"}
             for item in root.findall("devices/controller")

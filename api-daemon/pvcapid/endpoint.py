@@ -17,6 +17,7 @@ from marshmallow import Schema
 
 from pvcapid.fields import Message, NoParameters
 from pvcapid.parameters import parse
+from pvcapid.uploaded_file import MULTIPART
 
 View = Callable[..., Any]
 
@@ -25,6 +26,7 @@ View = Callable[..., Any]
 class Endpoint:
     """`absent`: the status of NotFound, where existing clients expect another than 404. `lenient`: the view
     adds problems of its own to `given` and calls `given.require_ok()`. `dry_run`: changes nothing.
+    `upload`: the view reads the body itself, which is of the type `body`. `download`: it answers with bytes.
     """
 
     parameters: type[Schema]
@@ -34,6 +36,9 @@ class Endpoint:
     absent: int
     lenient: bool
     dry_run: bool
+    upload: bool
+    download: bool
+    body: str
     summary: str
 
 
@@ -46,6 +51,9 @@ def endpoint(
     absent: int = 404,
     lenient: bool = False,
     dry_run: bool = False,
+    upload: bool = False,
+    download: bool = False,
+    body: str = MULTIPART,
 ) -> Callable[[View], View]:
     """Wrap `view(given, **path) -> result`.
 
@@ -54,12 +62,14 @@ def endpoint(
 
     def decorate(view: View) -> View:
         summary = (view.__doc__ or view.__name__.replace("_", " ")).strip().splitlines()[0]
-        info = Endpoint(parameters, answer, many, status, absent, lenient, dry_run, summary)
+        info = Endpoint(
+            parameters, answer, many, status, absent, lenient, dry_run, upload, download, body, summary
+        )
 
         @functools.wraps(view)
         def handle(**path: str) -> Response:
             g.absent_status = info.absent
-            given = parse(info.parameters)
+            given = parse(info.parameters, has_body=not info.upload)
             if not info.lenient:
                 given.require_ok()
             return _shape(info, view(given, **path))

@@ -79,6 +79,15 @@ class VolumeName(Text):
             raise ValidationError("must be 1 to 128 letters, digits, '.', '_' or '-'")
 
 
+class NodeName(Text):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(longest=63, **options)
+
+    def check(self, value: str) -> None:
+        if not NODE_NAME.fullmatch(value):
+            raise ValidationError("must be the name of a node")
+
+
 class Document(Text):
     """A userdata document or a script; its audit row gets only size and hash."""
 

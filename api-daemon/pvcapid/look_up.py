@@ -1,8 +1,10 @@
 """Finding rows by name: exactly, or by the filter existing clients send."""
 
+from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import inspect, select, text
+from sqlalchemy import Text, cast, func, inspect, select, text
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import Session, selectinload
 
@@ -60,10 +62,20 @@ def names_matching(session: Session, column: Any, pattern: str) -> set[str]:
 
     PostgreSQL's matcher does not blow up as others do; still its time is limited.
     """
+    return _matching(session, select(column).where(column.regexp_match(pattern)))
+
+
+def texts_matching(session: Session, texts: Iterable[str], pattern: str) -> set[str]:
+    """The same for names that stand in no table."""
+    column = func.unnest(cast(list(texts), ARRAY(Text))).column_valued("name")
+    return _matching(session, select(column).where(column.regexp_match(pattern)))
+
+
+def _matching(session: Session, statement: Any) -> set[str]:
     what = "filter by name"
     try:
         session.execute(text("SET LOCAL statement_timeout = 2000"))
-        found = set(session.execute(select(column).where(column.regexp_match(pattern))).scalars())
+        found = set(session.execute(statement).scalars())
         session.execute(text("SET LOCAL statement_timeout = 0"))
     except (DataError, OperationalError) as exc:
         reason = str(exc.orig).strip().splitlines()[0]

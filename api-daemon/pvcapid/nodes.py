@@ -1,6 +1,6 @@
 """Nodes: the hypervisors, as they last reported themselves."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 from flask import Blueprint
@@ -15,7 +15,7 @@ from pvcapid.parameters import Given
 from pvcapid.services import reading, services
 from pvccommon.errors import NotFound
 from pvccommon.models import Node, Vm
-from pvccommon.placement import is_alive
+from pvccommon.placement import alive_nodes
 
 blueprint = Blueprint("nodes", __name__)
 FILTERS = ("daemon_state", "coordinator_state", "domain_state")
@@ -85,18 +85,21 @@ def get_node(given: Given, name: str) -> Any:
 def node_elements(session: Session) -> list[dict[str, Any]]:
     """All nodes, by name."""
     nodes = session.execute(select(Node).order_by(Node.name)).scalars().all()
+    alive = alive_nodes(session, services().config.node.dead_after)
     vms = session.execute(select(Vm).options(defer(Vm.xml), defer(Vm.userdata))).scalars().all()
-    primary = primary_node(nodes)
-    return [_element(node, [vm for vm in vms if vm.node == node.name], primary) for node in nodes]
+    primary = primary_node(alive)
+    return [
+        _element(node, [vm for vm in vms if vm.node == node.name], primary, alive=node.name in alive)
+        for node in nodes
+    ]
 
 
-def primary_node(nodes: Iterable[Node]) -> str:
+def primary_node(alive: Collection[str]) -> str:
     """There are no coordinators here; existing clients ask for one, and get the first node that runs."""
-    return next((node.name for node in nodes if is_alive(node)), services().config.node.name)
+    return min(alive, default=services().config.node.name)
 
 
-def _element(node: Node, vms: list[Vm], primary: str) -> dict[str, Any]:
-    alive = is_alive(node)
+def _element(node: Node, vms: list[Vm], primary: str, *, alive: bool) -> dict[str, Any]:
     running = [vm for vm in vms if vm.seen in ("running", "paused", "shutdown")]
     return {
         **{key: getattr(node, key) for key in ("name", "kernel", "os", "load")},

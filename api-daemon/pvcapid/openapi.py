@@ -13,9 +13,16 @@ from pvcapid.auth import HEADER, PUBLIC, REQUIRED_ROLE
 from pvcapid.endpoint import Endpoint
 from pvcapid.fields import Document, NoParameters
 from pvcapid.parameters import FORM, JSON
+from pvcapid.uploaded_file import MULTIPART
 from pvccommon import __version__
 
 OPENAPI_VERSION = "3.0.3"
+OCTETS = "application/octet-stream"
+UPLOAD = {
+    "type": "object",
+    "properties": {"file": {"type": "string", "format": "binary"}},
+    "required": ["file"],
+}
 
 
 class ProblemSchema(Schema):
@@ -55,9 +62,15 @@ def _paths(app: Flask) -> dict[str, dict[str, Any]]:
         if info is None:
             continue
         operations = paths.setdefault(re.sub(r"<([^>]+)>", r"{\1}", rule.rule), {})
-        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
+        for method in methods_of(rule):
             operations[method.lower()] = _operation(rule, method, info)
     return paths
+
+
+def methods_of(rule: Rule) -> list[str]:
+    """The methods a route is for, without those that come with others."""
+    methods = rule.methods or set()
+    return sorted(methods - {"HEAD", "OPTIONS"} or methods)
 
 
 def _operation(rule: Rule, method: str, info: Endpoint) -> dict[str, Any]:
@@ -75,7 +88,10 @@ def _operation(rule: Rule, method: str, info: Endpoint) -> dict[str, Any]:
         "parameters": in_path + _query(info, required=method == "GET"),
         "responses": _responses(info),
     }
-    if method != "GET" and info.parameters is not NoParameters:
+    if info.upload:
+        schema = UPLOAD if info.body == MULTIPART else {"type": "string", "format": "binary"}
+        operation["requestBody"] = {"required": True, "content": {info.body: {"schema": schema}}}
+    elif method != "GET" and info.parameters is not NoParameters:
         content = {kind: {"schema": info.parameters} for kind in (FORM, JSON)}
         operation["requestBody"] = {"required": False, "content": content}
     return operation
@@ -102,6 +118,8 @@ def _responses(info: Endpoint) -> dict[str, Any]:
         schema = {"type": "array", "items": schema}
     error = {"description": "an error", "content": {JSON: {"schema": ErrorSchema}}}
     content: dict[str, Any] = {JSON: {"schema": schema}}
+    if info.download:
+        content = {OCTETS: {"schema": {"type": "string", "format": "binary"}}}
     if "follow" in info.parameters().fields:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     return {str(info.status): {"description": "done", "content": content}, "default": error}

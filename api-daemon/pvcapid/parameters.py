@@ -40,9 +40,12 @@ class Given(dict[str, Any]):
             raise WrongInput(what or f"{request.method} {request.path}", problems=self.problems)
 
 
-def parse(schema: type[Schema]) -> Given:
-    """What the current request gives, checked. Raises WrongInput only when it cannot be read at all."""
-    raw = raw_parameters()
+def parse(schema: type[Schema], *, has_body: bool = True) -> Given:
+    """What the current request gives, checked. Raises WrongInput only when it cannot be read at all.
+
+    Without `has_body` the body is something else, and is not touched.
+    """
+    raw = raw_parameters(has_body=has_body)
     loaded = schema(unknown=RAISE)
     fields = loaded.load_fields
     problems: list[Problem] = []
@@ -65,20 +68,20 @@ def parse(schema: type[Schema]) -> Given:
         return Given(valid, [*problems, *_problems(messages)])
 
 
-def raw_parameters() -> Raw:
+def raw_parameters(*, has_body: bool = True) -> Raw:
     """All parameters of the current request, as lists by name; read once.
 
     Raises WrongInput, RequestEntityTooLarge.
     """
     if "raw_parameters" not in g:
-        g.raw_parameters = _read(request)
+        g.raw_parameters = _read(request, has_body=has_body)
     raw: Raw = g.raw_parameters
     return raw
 
 
-def _read(incoming: Request) -> Raw:
+def _read(incoming: Request, *, has_body: bool) -> Raw:
     pairs = _pairs(incoming.query_string, "query string")
-    body = _read_body(incoming)
+    body = _read_body(incoming) if has_body else b""
     if body.strip():
         if incoming.mimetype == FORM:
             pairs += _pairs(body, "form")

@@ -14,7 +14,16 @@ from pvcapid.fields import Choice, Filter, Name, NoParameters, Texts, documented
 from pvcapid.look_up import get_row, list_rows
 from pvcapid.parameters import Given
 from pvcapid.services import reading
-from pvccommon.models import NetworkTemplate, Profile, Script, StorageTemplate, SystemTemplate, Userdata
+from pvccommon.models import (
+    Image,
+    ImageKind,
+    NetworkTemplate,
+    Profile,
+    Script,
+    StorageTemplate,
+    SystemTemplate,
+    Userdata,
+)
 
 blueprint = Blueprint("profiles", __name__)
 NOUN = "profile"
@@ -25,7 +34,9 @@ PARTS: dict[str, Any] = {
     "storage_template": StorageTemplate,
     "userdata": Userdata,
     "script": Script,
+    "image": Image,
 }
+OVA = "ova"  # existing clients' word for an image of this kind, and for the type of a profile that has one
 
 
 class ProfileChange(Schema):
@@ -34,6 +45,7 @@ class ProfileChange(Schema):
     storage_template = Name(allow_none=True, metadata=documented("name of a storage template"))
     userdata = Name(allow_none=True, metadata=documented("name of a userdata document"))
     script = Name(metadata=documented("name of a builder script"))
+    image = Name(allow_none=True, metadata=documented("name of an image the disks start from"))
     arg = Texts(metadata=documented("arguments of the script as key=value; replaces all earlier ones"))
 
 
@@ -42,7 +54,7 @@ class ProfileParameters(ProfileChange):
     profile_type = Choice(("provisioner", "ova"), required=True)
     system_template = Name(required=True, metadata=documented("name of a system template"))
     script = Name(required=True, metadata=documented("name of a builder script"))
-    ova = Name(allow_none=True, metadata=documented("OVA images are not supported yet"))
+    ova = Name(allow_none=True, metadata=documented("the same as `image`, for one of kind ova"))
 
 
 class ProfileElement(Schema):
@@ -54,7 +66,8 @@ class ProfileElement(Schema):
     storage_template = fields.String()
     userdata = fields.String()
     script = fields.String()
-    ova = fields.String()
+    ova = fields.String(metadata=documented("the image, if it is of kind ova"))
+    image = fields.String()
     arguments = fields.List(fields.String(), metadata=documented("secret values as <redacted>"))
 
 
@@ -79,10 +92,11 @@ def get_profile(given: Given, name: str) -> Any:
 def create_profile(given: Given) -> str:
     """Add a profile."""
     what = f"add {NOUN} {given.get('name', '')}".strip()
-    if given.get("profile_type") == "ova" or given.get("ova"):
-        given.add("ova", "OVA images are not supported yet")
+    if given.get(OVA):
+        given.setdefault("image", given[OVA])
     with changing(what) as session:
         parts = _find_parts(session, given)
+        _check_image(given, parts.get("image"))
         profile = Profile(name=given.get("name"), profile_type=given.get("profile_type"), **parts)
         profile.arguments = _new_arguments(given, parts.get("script"), profile)
         given.require_ok(what)
@@ -136,6 +150,14 @@ def _find_parts(session: Session, given: Given) -> dict[str, Any]:
     return found
 
 
+def _check_image(given: Given, image: Image | None) -> None:
+    """A profile of type ova has an image of that kind."""
+    if (given.get("profile_type") == OVA or given.get(OVA)) and (
+        image is None or image.kind != ImageKind.OVA
+    ):
+        given.add(OVA, "a profile of type ova needs an image of kind ova")
+
+
 def _new_arguments(given: Given, script: Script | None, profile: Profile) -> list[str]:
     """The arguments the profile shall have, checked against its script; problems go to `given`."""
     if script is None:
@@ -161,10 +183,11 @@ def _element(profile: Profile) -> dict[str, Any]:
         "id": profile.id,
         "name": profile.name,
         "type": profile.profile_type,
-        "ova": UNSET,
     }
     for part in PARTS:
         row = getattr(profile, part)
         shown[part] = row.name if row is not None else UNSET
+    image = profile.image
+    shown[OVA] = image.name if image is not None and image.kind == ImageKind.OVA else UNSET
     shown["arguments"] = script_arguments.masked(profile.script, profile.arguments)
     return shown

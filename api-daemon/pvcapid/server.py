@@ -14,7 +14,9 @@ from gunicorn.glogging import Logger
 from gunicorn.workers.gthread import ThreadWorker
 
 from pvcapid.app import create_app
+from pvcapid.parameters import MAX_BODY_BYTES
 from pvcapid.services import EXTENSION
+from pvcapid.uploaded_file import MULTIPART
 from pvccommon.config import Config
 
 # Without query strings: existing clients put everything into them.
@@ -22,6 +24,7 @@ ACCESS_LOG = '%(h)s "%(m)s %(U)s %(H)s" %(s)s %(B)s bytes %(L)s s'
 GRACE_S = 15
 KEEP_ALIVE_S = 5
 IDLE_WORKER_S = 60
+PIECE_BYTES = 256 * 1024
 MAX_REQUEST_LINE = 8190  # the most gunicorn takes; longer requests belong into a body
 
 
@@ -59,7 +62,30 @@ class Server(BaseApplication):  # type: ignore[misc]
             self.cfg.set(key, value)
 
     def load(self) -> Flask:
-        return create_app(self._config)
+        app = create_app(self._config)
+        app.wsgi_app = LargeBodies(app.wsgi_app)  # type: ignore[method-assign]  # as Flask advises
+        return app
+
+
+class LargeBodies:
+    """Reads large bodies in large pieces, and ends the connection with the answer.
+
+    It may have been refused unread, and gunicorn would read all of it to find the next request.
+    """
+
+    def __init__(self, application: Any) -> None:
+        self._application = application
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        length = environ.get("CONTENT_LENGTH") or "0"
+        small = length.isdecimal() and int(length) <= MAX_BODY_BYTES
+        if not small or environ.get("CONTENT_TYPE", "").startswith(MULTIPART):
+            start_response.__self__.force_close()
+            # What gunicorn puts around its reader takes 1 KiB at a time, and that 8 KiB from the socket.
+            reader = environ["wsgi.input"].reader
+            reader.unreader.mxchunk = PIECE_BYTES
+            environ["wsgi.input"] = reader
+        return self._application(environ, start_response)
 
 
 def settings(config: Config) -> dict[str, Any]:

@@ -128,10 +128,15 @@ def _cpu(nodes: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _disk(nodes: list[dict[str, Any]]) -> dict[str, Any]:
-    """In KiB. Directory pools belong to their nodes, so all of them count."""
-    pools = [pool for node in nodes for pool in node["pools"].values()]
-    total = sum(int(pool.get("total_bytes", 0)) for pool in pools) // 1024
-    free = sum(int(pool.get("free_bytes", 0)) for pool in pools) // 1024
+    """In KiB. Directory pools belong to their nodes, so all of them count; a shared one counts once."""
+    pools: dict[tuple[str, str], dict[str, Any]] = {}
+    for node in nodes:
+        for name, pool in node["pools"].items():
+            key = (name, "") if pool.get("shared") else (name, node["name"])
+            if key not in pools or pools[key].get("error"):  # who cannot reach it reports zeros
+                pools[key] = pool
+    total = sum(int(pool.get("total_bytes", 0)) for pool in pools.values()) // 1024
+    free = sum(int(pool.get("free_bytes", 0)) for pool in pools.values()) // 1024
     return {"total": total, "used": total - free, "free": free, "utilization": _percent(total - free, total)}
 
 

@@ -26,7 +26,7 @@ from pvcapid.endpoint import endpoint
 from pvcapid.fields import Flag, Whole, documented
 from pvcapid.parameters import Given
 from pvcapid.services import Services, reading, services
-from pvcapid.tasks import TaskElement, find_task, task_element
+from pvcapid.tasks import TaskElement, find_task, shown_task
 from pvccommon.errors import EnvironmentFault, PvcError
 from pvccommon.models import FINAL_STATES, BuildEvent
 
@@ -73,7 +73,7 @@ def get_task_log(given: Given, task_id: str) -> Any:
     with reading() as session:
         build = find_task(session, task_id)
         if not given["follow"]:
-            task = task_element(build)
+            task = shown_task(session, build)
             events = _read(session, task_id, given.get("after"), given.get("lines", BATCH * 4))
             return {
                 "id": task_id,
@@ -136,7 +136,7 @@ class Follower:
         """What is new. The state is read before the lines, so that `end` comes after all of them."""
         with self._outside.database.session() as session:
             build = find_task(session, self._task_id)
-            task = TaskElement().dump(task_element(build))
+            task = TaskElement().dump(shown_task(session, build))
             events = _read(session, self._task_id, self._after, BATCH)
         self.behind = len(events) == BATCH
         for event in events:

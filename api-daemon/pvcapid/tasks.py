@@ -1,7 +1,8 @@
 """Tasks, which are builds: what runs, what waits, what was, and the end of one that shall not go on."""
 
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from flask import Blueprint
@@ -15,15 +16,21 @@ from pvcapid.endpoint import endpoint
 from pvcapid.fields import Flag, NoParameters, Whole, documented
 from pvcapid.parameters import Given
 from pvcapid.services import reading, services
-from pvccommon.builds import cancel_build
+from pvccommon.builds import cancel_build, end_without_node, find_build
 from pvccommon.errors import NotFound, PvcError
-from pvccommon.models import ACTIVE_STATES, Build, BuildState, one_of
+from pvccommon.kept_volumes import discard_command, discard_volumes, kept_volumes
+from pvccommon.models import ACTIVE_STATES, FINAL_STATES, Build, BuildState, one_of
+from pvccommon.placement import alive_nodes
 from pvccommon.queue import call_node
 from pvccommon.steps import TOTAL
 
 log = logging.getLogger(__name__)
 blueprint = Blueprint("tasks", __name__)
-CANCEL_TIMEOUT_S = 5
+# A cancelled build ends within five seconds; so long its node and its process are given to see to that.
+CANCEL_S = 3.0
+TELL_TIMEOUT_S = 2
+CANCEL_POLL_S = 0.1
+DISCARD_TIMEOUT_S = 15
 DEFAULT_HISTORY = 100
 
 # The words existing clients know. They end their wait at the first that is neither PENDING nor RUNNING.
@@ -67,6 +74,10 @@ class TaskElement(Schema):
     finished = fields.String(allow_none=True)
     error = fields.Dict(allow_none=True, metadata=documented("kind, what, why, hint, stage"))
     stages = fields.List(fields.Nested(StageElement))
+    retry_of = fields.String(allow_none=True, metadata=documented("the build whose plan this one runs again"))
+    kept_volumes = fields.List(
+        fields.String(), metadata=documented("pool/volume of each that is kept for inspection")
+    )
 
 
 class TaskLists(Schema):
@@ -84,7 +95,8 @@ def list_tasks(given: Given) -> Any:
         if given["history"]:
             newest = light_query().order_by(desc(Build.number)).limit(given["limit"])
             rows = session.execute(newest).scalars().all()
-            return {"builds": [task_element(build) for build in rows]}
+            kept = kept_volumes(session, [build.id for build in rows])
+            return {"builds": [task_element(build, kept.get(build.id)) for build in rows]}
         builds = (
             session.execute(light_query().where(one_of(Build.state, ACTIVE_STATES)).order_by(Build.number))
             .scalars()
@@ -103,19 +115,48 @@ def get_task(given: Given, task_id: str) -> Any:
     """Show a build. An unknown id is a failed task: existing clients would wait for ever, or crash on 404."""
     with reading() as session:
         build = session.execute(light_query().where(Build.id == task_id)).scalar_one_or_none()
-    return task_element(build) if build is not None else unknown_task(task_id)
+        return shown_task(session, build) if build is not None else unknown_task(task_id)
 
 
 @blueprint.post("/tasks/<task_id>/cancel")
 @endpoint()
 def cancel_task(given: Given, task_id: str) -> str:
     """End a build; what it made is undone. Safe to repeat."""
+    deadline = time.monotonic() + CANCEL_S
     with changing(f"cancel task {task_id[:40]}") as session:
         message = cancel_build(session, task_id)
         build = session.get(Build, task_id)
-    if build.state == BuildState.RUNNING:
-        _hurry(build)
-    return message
+        alive = build.node in alive_nodes(session, services().config.node.dead_after)
+    if build.state in FINAL_STATES or (alive and (_hurry(build) or _moves_on(build, deadline))):
+        return message
+    with services().database.session() as session:
+        return end_without_node(session, task_id) or message
+
+
+@blueprint.post("/tasks/<task_id>/discard")
+@endpoint()
+def discard_task(given: Given, task_id: str) -> str:
+    """Remove the volumes kept of a build that ended badly. Safe to repeat."""
+    with changing(f"discard the volumes of task {task_id[:40]}") as session:
+        rows = discard_volumes(session, find_build(session, task_id, lock=True))
+        alive = alive_nodes(session, services().config.node.dead_after)
+    later = [node for node in sorted({row.node for row in rows}) if not _discard_on(node, task_id, alive)]
+    volumes = ", ".join(row.name for row in rows)
+    if later:
+        return f"The volumes {volumes} will be removed; node {', '.join(later)} has not done it yet."
+    return f"Removed the volumes {volumes}."
+
+
+def _discard_on(node: str, task_id: str, alive: Collection[str]) -> bool:
+    """Whether a node has removed what it keeps of a build; if not, its sweeper does it later."""
+    if node not in alive:
+        return False
+    try:
+        answer = call_node(services().queue, node, "build.discard", {"build": task_id}, DISCARD_TIMEOUT_S)
+    except PvcError as exc:
+        log.warning("node %s will remove the volumes of %s later: %s", node, task_id, exc.message)
+        return False
+    return not answer["failures"]
 
 
 def light_query() -> Any:
@@ -131,13 +172,18 @@ def find_task(session: Session, task_id: str) -> Build:
     return build
 
 
-def task_element(build: Build) -> dict[str, Any]:
-    """The shape of a task, for whoever shows one."""
+def shown_task(session: Session, build: Build) -> dict[str, Any]:
+    """A task with the volumes that are kept of it."""
+    return task_element(build, kept_volumes(session, [build.id]).get(build.id))
+
+
+def task_element(build: Build, kept: Sequence[str] | None = None) -> dict[str, Any]:
+    """The shape of a task, for whoever shows one. `kept`: its volumes that are kept for inspection."""
     return {
         "state": TASK_STATES[build.state],
         "current": build.step,
         "total": TOTAL,
-        "status": build.status or build.state,
+        "status": _status(build, kept),
         "id": build.id,
         "name": TASK_NAME,
         "build_state": build.state,
@@ -149,14 +195,26 @@ def task_element(build: Build) -> dict[str, Any]:
         **{key: _iso(getattr(build, key)) for key in ("created", "started", "finished")},
         "error": build.error,
         "stages": build.stages,
+        "retry_of": build.retry_of,
+        "kept_volumes": list(kept or ()),
     }
+
+
+def _status(build: Build, kept: Sequence[str] | None) -> str:
+    status = build.status or build.state
+    if not kept or build.state not in FINAL_STATES:
+        return status
+    return f"{status}; kept for inspection: {', '.join(kept)} (to remove them: {discard_command(build.id)})"
 
 
 def unknown_task(task_id: str) -> dict[str, Any]:
     why = "there is no such task"
     error = {"kind": "not-found", "what": f"find task {task_id[:40]}", "why": why, "hint": "", "stage": None}
     nothing = dict.fromkeys(
-        ("build_state", "vm", "profile", "node", "stage", "percent", "created", "started", "finished")
+        (
+            *("build_state", "vm", "profile", "node", "stage", "percent", "created", "started", "finished"),
+            "retry_of",
+        )
     )
     known = {
         "state": "FAILURE",
@@ -164,7 +222,15 @@ def unknown_task(task_id: str) -> dict[str, Any]:
         "total": TOTAL,
         "status": f"find task {task_id[:40]}: {why}",
     }
-    return {**known, "id": task_id[:40], "name": TASK_NAME, **nothing, "error": error, "stages": []}
+    return {
+        **known,
+        "id": task_id[:40],
+        "name": TASK_NAME,
+        **nothing,
+        "error": error,
+        "stages": [],
+        "kept_volumes": [],
+    }
 
 
 def _by_node(builds: Iterable[Build]) -> dict[str, list[dict[str, Any]]]:
@@ -189,9 +255,22 @@ def _iso(moment: Any) -> str | None:
     return moment.isoformat() if moment is not None else None
 
 
-def _hurry(build: Build) -> None:
-    """Tell the node at once; should it not hear, it sees the row when it next renews the build's lease."""
+def _hurry(build: Build) -> bool:
+    """Whether the node has been told; else its process may still see the row by itself."""
     try:
-        call_node(services().queue, build.node, "build.cancel", {"build": build.id}, CANCEL_TIMEOUT_S)
+        call_node(services().queue, build.node, "build.cancel", {"build": build.id}, TELL_TIMEOUT_S)
     except PvcError as exc:
-        log.warning("node %s will see the cancel of %s later: %s", build.node, build.id, exc.message)
+        log.warning("node %s has not heard of the cancel of %s: %s", build.node, build.id, exc.message)
+        return False
+    return True
+
+
+def _moves_on(build: Build, deadline: float) -> bool:
+    """Whether a build goes on towards its end by itself until the deadline (time.monotonic)."""
+    before = build.state
+    while time.monotonic() < deadline:
+        with reading() as session:
+            if session.execute(select(Build.state).where(Build.id == build.id)).scalar() != before:
+                return True
+        time.sleep(CANCEL_POLL_S)
+    return False

@@ -18,7 +18,7 @@ from pvcapid.services import reading, services
 from pvcapid.vm_element import VM_STATES, VmElement, vm_element, vm_state
 from pvccommon.errors import EnvironmentFault, NotFound, Problem, WrongInput, WrongState
 from pvccommon.models import Build, Node, Vm, one_of
-from pvccommon.placement import is_alive
+from pvccommon.placement import alive_nodes
 from pvccommon.queue import call_node
 
 blueprint = Blueprint("vms", __name__)
@@ -132,8 +132,7 @@ def _locate(vm: str, what: str) -> Vm:
     """The row of a VM whose node can be asked. Raises NotFound, WrongState."""
     with reading() as session:
         row = _find(session, vm)
-        node = session.get(Node, row.node)
-        if node is None or not is_alive(node):
+        if row.node not in alive_nodes(session, services().config.node.dead_after):
             raise WrongState(
                 what, f"its node {row.node} does not report", f"is pvc-node running on {row.node}?"
             )
