@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from requests import Response, Session
     from requests.adapters import BaseAdapter
 
+    from pvc.multipart import FileBody
+    from pvc.tus import ChunkBody
+
 Value = str | int | bool | float | None | Sequence[str]
 Params = Mapping[str, Value]
 
@@ -24,6 +27,10 @@ CONNECT_TIMEOUT_S = 2.0
 READ_TIMEOUT_S = 3600.0
 # The server sends something at least every 15 s while a log is followed.
 STREAM_TIMEOUT_S = 45.0
+# Storing an uploaded image, perhaps converting it, takes as long as its size wants.
+UPLOAD_TIMEOUT_S = 48 * 3600.0
+DOWNLOAD_TIMEOUT_S = 600.0
+DOWNLOAD_CHUNK_BYTES = 1 << 20
 GET_PAUSES_S = (0.2, 0.8)
 RETRIED_STATUS = (502, 503, 504)
 
@@ -39,6 +46,23 @@ class Reply:
     def message(self) -> str:
         """The text of a change's answer; empty when the server sent none."""
         return str(self.data.get("message") or "") if isinstance(self.data, dict) else ""
+
+
+@dataclass(frozen=True)
+class RawAnswer:
+    """An answer of any status. `data` is None when it is no JSON."""
+
+    status: int
+    headers: Mapping[str, str]
+    data: Any
+
+
+@dataclass(frozen=True)
+class Download:
+    """A body while it comes. `chunks` raises Unreachable unless `size_bytes` arrive."""
+
+    size_bytes: int
+    chunks: Iterator[bytes]
 
 
 def api_path(segments: Sequence[str]) -> str:
@@ -84,6 +108,12 @@ class ApiClient:
         self._sleep = sleep
         self._open_session: Session | None = None
 
+    def close(self) -> None:
+        """Close the connections that were kept for the next request."""
+        if self._open_session is not None:
+            self._open_session.close()
+            self._open_session = None
+
     def get(self, *path: str, query: Params | None = None) -> Any:
         return self.request("GET", path, query=query).data
 
@@ -97,21 +127,23 @@ class ApiClient:
             raise
         return [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
 
-    def get_one(self, *path: str) -> dict[str, Any]:
+    def get_one(self, *path: str, query: Params | None = None) -> dict[str, Any]:
         """An element resource: the API answers with an array of one (or the element itself)."""
-        data = self.get(*path)
+        data = self.get(*path, query=query)
         if isinstance(data, list):
             data = data[0] if data else None
         if not isinstance(data, dict):
             raise CliError(f"there is no {path[-1]!r}", kind="not-found")
         return data
 
-    def post(self, *path: str, form: Params | None = None) -> Reply:
-        """Everything travels in the body: values may be secret, and URLs end up in logs."""
-        return self.request("POST", path, form=form)
+    def post(self, *path: str, form: Params | None = None, query: Params | None = None) -> Reply:
+        """Values that may be secret travel in the body (`form`): URLs end up in logs."""
+        return self.request("POST", path, query=query, form=form)
 
-    def put(self, *path: str, form: Params | None = None, json: Any = None) -> Reply:
-        return self.request("PUT", path, form=form, json=json)
+    def put(
+        self, *path: str, form: Params | None = None, json: Any = None, query: Params | None = None
+    ) -> Reply:
+        return self.request("PUT", path, query=query, form=form, json=json)
 
     def delete(self, *path: str, query: Params | None = None) -> Reply:
         return self.request("DELETE", path, query=query)
@@ -139,7 +171,9 @@ class ApiClient:
         import requests
 
         headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
-        response = self._send("GET", api_path(path), query=query, headers=headers, stream=True)
+        response = self._send(
+            "GET", api_path(path), query=query, headers=headers, stream=True, timeout_s=STREAM_TIMEOUT_S
+        )
         with response:
             kind = response.headers.get("Content-Type", "")
             if response.status_code != 200 or not kind.startswith("text/event-stream"):
@@ -151,6 +185,79 @@ class ApiClient:
             except requests.RequestException as error:
                 raise Unreachable("the event stream broke", why=reason_of(error)) from error
 
+    def upload(self, *path: str, body: "FileBody", query: Params | None = None) -> Reply:
+        """POST a file while it is read. An answer that comes before all is sent counts."""
+        from pvc.upload_connection import UploadAdapter
+
+        with (
+            self._new_session(self._transport or UploadAdapter()) as session,
+            self._send(
+                "POST",
+                api_path(path),
+                query=query,
+                body=body,
+                headers={"Content-Type": body.content_type},
+                session=session,
+                timeout_s=UPLOAD_TIMEOUT_S,
+            ) as response,
+        ):
+            return self._reply(response)
+
+    @contextmanager
+    def chunk_session(self) -> Iterator["Session"]:
+        """Connections for `exchange` of large bodies. Not to be used after an answer that came early."""
+        from pvc.upload_connection import ChunkAdapter
+
+        with self._new_session(self._transport or ChunkAdapter()) as session:
+            yield session
+
+    def exchange(
+        self,
+        method: str,
+        path: Sequence[str],
+        *,
+        headers: Mapping[str, str],
+        timeout_s: float,
+        body: "ChunkBody | None" = None,
+        session: "Session | None" = None,
+    ) -> RawAnswer:
+        """One request, tried once, whose answer's status and headers matter. Raises Unreachable for none."""
+        response = self._send(
+            method, api_path(path), body=body, headers=headers, session=session, timeout_s=timeout_s
+        )
+        with response:
+            try:
+                data = response.json() if response.content else None
+            except ValueError:
+                data = None
+            return RawAnswer(response.status_code, response.headers, data)
+
+    @contextmanager
+    def download(self, *path: str, query: Params | None = None) -> Iterator[Download]:
+        """A large binary body while it comes. Raises Unreachable when the answer is something else."""
+        headers = {"Accept": "application/octet-stream, application/json", "Accept-Encoding": "identity"}
+        with (
+            self._new_session(self._transport) as session,
+            self._send(
+                "GET",
+                api_path(path),
+                query=query,
+                headers=headers,
+                stream=True,
+                session=session,
+                timeout_s=DOWNLOAD_TIMEOUT_S,
+            ) as response,
+        ):
+            if response.status_code != 200:
+                self._reply(response)
+            length = response.headers.get("Content-Length", "")
+            kind = response.headers.get("Content-Type", "")
+            if not (kind.startswith("application/octet-stream") and length.isdecimal()):
+                raise Unreachable(
+                    f"{self.connection.url} offers no download", why=f"it sends {kind or 'no type'}"
+                )
+            yield Download(int(length), whole_chunks(response, int(length)))
+
     def _send(
         self,
         method: str,
@@ -159,8 +266,11 @@ class ApiClient:
         query: Params | None = None,
         form: Params | None = None,
         json: Any = None,
+        body: "FileBody | ChunkBody | None" = None,
         headers: Mapping[str, str] | None = None,
         stream: bool = False,
+        session: "Session | None" = None,
+        timeout_s: float = READ_TIMEOUT_S,
     ) -> "Response":
         import requests
 
@@ -170,14 +280,14 @@ class ApiClient:
         for attempt in range(len(pauses) + 1):
             last = attempt == len(pauses)
             try:
-                response = self._session().request(
+                response = (session or self._session()).request(
                     method,
                     url,
                     params=encode_params(query),
-                    data=None if form is None else encode_params(form),
+                    data=body if form is None else encode_params(form),
                     json=json,
                     headers=dict(headers or {}),
-                    timeout=(CONNECT_TIMEOUT_S, STREAM_TIMEOUT_S if stream else READ_TIMEOUT_S),
+                    timeout=(CONNECT_TIMEOUT_S, timeout_s),
                     allow_redirects=False,
                     verify=self.connection.verify,
                     stream=stream,
@@ -195,22 +305,26 @@ class ApiClient:
         raise AssertionError("unreachable")
 
     def _session(self) -> "Session":
+        if self._open_session is None:
+            self._open_session = self._new_session(self._transport)
+        return self._open_session
+
+    def _new_session(self, transport: "BaseAdapter | None") -> "Session":
         import requests
 
-        if self._open_session is None:
-            self._open_session = requests.Session()
-            self._open_session.headers["User-Agent"] = f"pvc-client-cli/{VERSION}"
-            self._open_session.headers["Accept"] = "application/json"
-            self._set_key(self._open_session)
-            if self.connection.host in ("127.0.0.1", "::1", "localhost"):
-                # A proxy meant for the outside would not reach our own loopback.
-                self._open_session.trust_env = False
-            if not self.connection.verify:
-                requests.packages.urllib3.disable_warnings()  # type: ignore[attr-defined]
-            if self._transport is not None:
-                self._open_session.mount("http://", self._transport)
-                self._open_session.mount("https://", self._transport)
-        return self._open_session
+        session = requests.Session()
+        session.headers["User-Agent"] = f"pvc-client-cli/{VERSION}"
+        session.headers["Accept"] = "application/json"
+        self._set_key(session)
+        if self.connection.host in ("127.0.0.1", "::1", "localhost"):
+            # A proxy meant for the outside would not reach our own loopback.
+            session.trust_env = False
+        if not self.connection.verify:
+            requests.packages.urllib3.disable_warnings()  # type: ignore[attr-defined]
+        if transport is not None:
+            session.mount("http://", transport)
+            session.mount("https://", transport)
+        return session
 
     def _set_key(self, session: "Session") -> None:
         key = self.connection.api_key.strip()
@@ -242,6 +356,22 @@ class ApiClient:
         if status in (401, 403):
             return f"check the API key of the connection {self.connection.name!r} and its role"
         return ""
+
+
+def whole_chunks(response: "Response", size_bytes: int) -> Iterator[bytes]:
+    """The body as it comes. Raises Unreachable when it ends early, which the library need not notice."""
+    import requests
+
+    received = 0
+    why = ""
+    try:
+        for chunk in response.iter_content(chunk_size=DOWNLOAD_CHUNK_BYTES):
+            received += len(chunk)
+            yield chunk
+    except requests.RequestException as error:
+        why = f" ({reason_of(error)})"
+    if received != size_bytes:
+        raise Unreachable("the download broke off", why=f"{received} of {size_bytes} bytes came{why}")
 
 
 def split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:

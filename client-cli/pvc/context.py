@@ -45,6 +45,11 @@ class Context:
             self.note(f"using connection {connection.name!r} ({connection.url})")
         return self.client_of(connection)
 
+    def close(self) -> None:
+        """At the end of the command."""
+        if "client" in self.__dict__:
+            self.client.close()
+
     def client_of(self, connection: Connection) -> ApiClient:
         debug = debug_to_stderr if self.debug and not (self.quiet or self.silent) else None
         return ApiClient(connection, debug=debug, transport=self.transport)

@@ -13,6 +13,7 @@ from pvc.commands.completion import completion
 from pvc.commands.connection import connection
 from pvc.commands.node import node
 from pvc.commands.provisioner import provisioner
+from pvc.commands.storage import storage
 from pvc.commands.vm import vm
 from pvc.completion import connection_names
 from pvc.context import Context
@@ -80,7 +81,7 @@ def cli(
     context.unsafe, context.colour = unsafe, colour
 
 
-for group in (connection, provisioner, cluster, vm, node, completion):
+for group in (connection, provisioner, cluster, vm, node, storage, completion):
     cli.add_command(group)
 
 
@@ -104,6 +105,8 @@ def run(arguments: Sequence[str], transport: "BaseAdapter | None" = None) -> int
         if context.debug:
             raise
         return EXIT_CODES["internal"]
+    finally:
+        context.close()
     return result if isinstance(result, int) else 0
 
 

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import click
 
+from pvc.completion import node_names
 from pvc.output import DETAIL_FORMATS, FORMATS, INFO_FORMATS, JSON, STATUS_FORMATS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -50,6 +51,15 @@ detail_format_option = _format_option(DETAIL_FORMATS)
 info_format_option = _format_option(INFO_FORMATS)
 status_format_option = _format_option(STATUS_FORMATS)
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the server's data as JSON.")
+
+node_option = click.option(
+    "--node",
+    metavar="NODE",
+    shell_complete=node_names,
+    help="The node that has the pool; needed where several nodes have one of that name.",
+)
+
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask for a confirmation.")
 
 wait_option = click.option(
@@ -57,6 +67,10 @@ wait_option = click.option(
     default=True,
     show_default=True,
     help="Follow the build to its end, or only print its id and node.",
+)
+
+log_option = click.option(
+    "--log/--no-log", default=True, show_default=True, help="Show the script's output while waiting."
 )
 
 argument_option = click.option(

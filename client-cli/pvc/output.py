@@ -29,6 +29,7 @@ STATE_STYLES = {
     "ready": "green",
     "succeeded": "green",
     "running": "cyan",
+    "importing": "cyan",
     "queued": "cyan",
     "undoing": "yellow",
     "cancelled": "yellow",

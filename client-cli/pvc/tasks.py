@@ -7,10 +7,12 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pvc.client import ApiClient, Params
 from pvc.errors import EXIT_CODES, CliError, Unreachable
+from pvc.patience import Patience
 
 Task = Mapping[str, Any]
 
@@ -80,6 +82,9 @@ def check_success(task: Task, task_id: str) -> None:
             why or f"there is no task {task_id}", hint="`pvc cluster task` lists builds", kind=kind
         )
     hints = [str(error["hint"])] if error.get("hint") else []
+    kept = ", ".join(map(str, task.get("kept_volumes") or []))
+    if kept:
+        hints.append(f"kept volumes: {kept}; `pvc cluster task discard {task_id}` deletes them")
     raise CliError(
         (f"the build of {vm}" if vm else f"task {task_id}")
         + (" was cancelled" if cancelled else " failed")
@@ -160,7 +165,7 @@ def poll_events(
 ) -> Iterator[Happening]:
     """Happenings found by asking again and again; bears an API that is away for a while."""
     last: Task | None = None
-    patience = Patience(task_id, PATIENCE_S)
+    patience = Patience(PATIENCE_S, partial(lost_sight, task_id))
     while True:
         try:
             # The task before the log: a final state seen first means that no line can be missed.
@@ -181,30 +186,14 @@ def poll_events(
         sleep(POLL_S)
 
 
-class Patience:
-    """Bears an API that is away, up to a limit; other errors not at all."""
-
-    def __init__(self, task_id: str, limit_s: float) -> None:
-        self._task_id = task_id
-        self._limit_s = limit_s
-        self._since: float | None = None
-
-    def renew(self) -> None:
-        self._since = None
-
-    def bear(self, error: CliError) -> None:
-        """Raises when the error will not pass by waiting, or has lasted too long."""
-        if error.kind not in ("unreachable", "busy-retry", "timeout"):
-            raise error
-        now = time.monotonic()
-        self._since = now if self._since is None else self._since
-        if now - self._since > self._limit_s:
-            raise CliError(
-                f"lost sight of the build {self._task_id}, which goes on",
-                why=str(error),
-                hint=f"`pvc cluster task {self._task_id}` follows it again",
-                kind=error.kind,
-            ) from error
+def lost_sight(task_id: str, error: CliError) -> CliError:
+    """The error when the API has been away too long."""
+    return CliError(
+        f"lost sight of the build {task_id}, which goes on",
+        why=str(error),
+        hint=f"`pvc cluster task {task_id}` follows it again",
+        kind=error.kind,
+    )
 
 
 def log_lines(client: ApiClient, task_id: str, after: int) -> Iterator[LogLine]:

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from pvc.commands.connection import cluster_status
+from pvc.commands.orphans import orphans
 from pvc.commands.task import task
 from pvc.context import Context, pass_context
 from pvc.options import status_format_option
@@ -14,10 +15,11 @@ from pvc.output import print_details, show_json
 
 @click.group()
 def cluster() -> None:
-    """The cluster as a whole, and its tasks."""
+    """The cluster as a whole, its tasks, and what nobody owns."""
 
 
-cluster.add_command(task)
+for part in (task, orphans):
+    cluster.add_command(part)
 
 
 @cluster.command()

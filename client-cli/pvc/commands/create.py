@@ -9,7 +9,7 @@ from pvc.client import ApiClient
 from pvc.completion import profile_names
 from pvc.context import Context, pass_context
 from pvc.errors import CliError, Problem, Unreachable, WrongInput, problems_in
-from pvc.options import argument_option, check_script_args, detail_format_option, wait_option
+from pvc.options import argument_option, check_script_args, detail_format_option, log_option, wait_option
 from pvc.output import Column, Row, Table, print_details, print_table, show_json, size_text
 from pvc.progress import watch
 from pvc.tasks import check_success
@@ -89,10 +89,11 @@ def build_request(
 
 @click.command()
 @request_options
-@wait_option
 @click.option(
-    "--log/--no-log", default=True, show_default=True, help="Show the script's output while waiting."
+    "--keep-on-failure", is_flag=True, help="When the build fails, keep its volumes for inspection."
 )
+@wait_option
+@log_option
 @detail_format_option
 @pass_context
 def create(
@@ -102,6 +103,7 @@ def create(
     script_args: tuple[str, ...],
     define: bool,
     start: bool,
+    keep_on_failure: bool,
     wait: bool,
     log: bool,
     form: str,
@@ -110,15 +112,20 @@ def create(
 
     The exit code is 0 only when the build succeeds. Progress goes to stderr, the result to stdout.
     """
-    client = context.client
     request = build_request(name, profile, script_args, define=define, start=start)
-    accepted = client.post("provisioner", "create", form=request).data
+    request["keep_on_failure"] = keep_on_failure or None
+    accepted = context.client.post("provisioner", "create", form=request).data
+    show_build(context, accepted, wait=wait, log=log, form=form)
+
+
+def show_build(context: Context, accepted: Any, *, wait: bool, log: bool, form: str) -> None:
+    """What follows the 202 answer: the build to its end, or only its id and node."""
     task_id = accepted_id(accepted)
     if not wait:
         show_accepted(context, accepted, form)
         return
     context.note(f"build {task_id} accepted by {accepted.get('run_on') or 'a node'}")
-    finish(context, client, task_id, log=log, form=form)
+    finish(context, context.client, task_id, log=log, form=form)
 
 
 def accepted_id(accepted: object) -> str:

@@ -7,7 +7,9 @@ import click
 
 from pvc.commands.resource import list_resource, remove_resource, show_message
 from pvc.completion import (
+    image_names,
     network_template_names,
+    ova_names,
     profile_names,
     script_names,
     storage_template_names,
@@ -16,9 +18,17 @@ from pvc.completion import (
 )
 from pvc.context import Context, pass_context
 from pvc.options import argument_option, check_script_args, format_option, limit_argument, yes_option
-from pvc.output import Column, Table
+from pvc.output import Column, Row, Table
 
 PATH = ("provisioner", "profile")
+
+
+def image_of(row: Row) -> object:
+    """What the profile's disks start from. Servers without images name an OVA only; `N/A` means none."""
+    named = (row.get("image"), row.get("ova"))
+    return next((name for name in named if name not in (None, "", "N/A")), None)
+
+
 TABLE = Table(
     columns=(
         Column("name", "name"),
@@ -28,6 +38,7 @@ TABLE = Table(
         Column("storage", "storage_template"),
         Column("userdata", "userdata"),
         Column("script", "script"),
+        Column("image", image_of),
         Column("arguments", lambda row: "\n".join(map(str, row.get("arguments") or []))),
     ),
     empty="no profiles",
@@ -66,6 +77,13 @@ def parts(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any
             shell_complete=script_names,
             help="Builder script.",
         ),
+        click.option(
+            "-i",
+            "--image",
+            metavar="NAME",
+            shell_complete=image_names,
+            help="The image that the disks start from, or an ISO.",
+        ),
         argument_option,
     )
 
@@ -87,12 +105,15 @@ def profile() -> None:
 @click.option(
     "-p",
     "--profile-type",
-    type=click.Choice(["provisioner"]),
+    type=click.Choice(["provisioner", "ova"]),
     default="provisioner",
     show_default=True,
-    help="The kind of profile: its script builds the VM.",
+    help="The kind of profile: ova has the disks of an OVA instead of a storage template.",
 )
 @parts(required=True)
+@click.option(
+    "-o", "--ova", metavar="NAME", shell_complete=ova_names, help="The OVA of a profile of type ova."
+)
 @pass_context
 def add(context: Context, name: str, script_args: tuple[str, ...], **options: Any) -> None:
     """Create the profile NAME."""

@@ -3,7 +3,9 @@
 import click
 
 from pvc.commands.create import create, plan
+from pvc.commands.image import image
 from pvc.commands.network_template import network
+from pvc.commands.ova import ova
 from pvc.commands.profile import profile
 from pvc.commands.script import script
 from pvc.commands.storage_template import storage
@@ -13,7 +15,7 @@ from pvc.commands.userdata import userdata
 
 @click.group()
 def provisioner() -> None:
-    """Make VMs: templates, userdata, scripts, profiles, builds."""
+    """Make VMs: templates, images, userdata, scripts, profiles, builds."""
 
 
 @provisioner.group()
@@ -23,5 +25,5 @@ def template() -> None:
 
 for part in (system, network, storage):
     template.add_command(part)
-for command in (template, userdata, script, profile, create, plan):
+for command in (template, image, ova, userdata, script, profile, create, plan):
     provisioner.add_command(command)

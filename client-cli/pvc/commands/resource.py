@@ -14,10 +14,12 @@ def list_resource(
     show_list(context, table, context.client.get_list(*path, query=query), form)
 
 
-def remove_resource(context: Context, path: Sequence[str], what: str, *, yes: bool) -> None:
+def remove_resource(
+    context: Context, path: Sequence[str], what: str, *, yes: bool, query: Params | None = None
+) -> None:
     """DELETE the element after a confirmation."""
     context.confirm(f"Remove {what}?", yes=yes)
-    show_message(context, context.client.delete(*path))
+    show_message(context, context.client.delete(*path, query=query))
 
 
 def show_message(context: Context, reply: Reply) -> None:

@@ -2,6 +2,7 @@
 
 import click
 
+from pvc.commands.default_scripts import install_defaults
 from pvc.commands.document import DocumentKind, argument_rows, document_group, no_check, with_line_end
 from pvc.completion import script_names
 from pvc.context import Context, pass_context
@@ -53,6 +54,7 @@ ARGUMENTS = Table(
 )
 
 script = document_group(KIND)
+script.add_command(install_defaults)
 
 
 @script.command("show")

@@ -6,13 +6,32 @@ from typing import Any
 import click
 
 from pvc.client import ApiClient
-from pvc.commands.create import finish
+from pvc.commands.create import finish, show_build
 from pvc.commands.resource import show_message
 from pvc.completion import context_of
 from pvc.context import Context, pass_context
 from pvc.errors import CliError, WrongInput
-from pvc.options import format_option, wait_option
-from pvc.output import RAW, Column, Row, Table, moment_text, print_details, show_json, show_list, time_text
+from pvc.options import (
+    argument_option,
+    check_script_args,
+    detail_format_option,
+    format_option,
+    log_option,
+    wait_option,
+    yes_option,
+)
+from pvc.output import (
+    RAW,
+    Column,
+    Row,
+    Table,
+    moment_text,
+    print_details,
+    printable,
+    show_json,
+    show_list,
+    time_text,
+)
 from pvc.progress import log_text, percent_of
 from pvc.tasks import LogLine, Task, check_success, get_task, is_finished, last_lines, log_lines, poll_events
 
@@ -34,7 +53,7 @@ TABLE = Table(
 
 
 class TaskGroup(click.Group):
-    """`task cancel ID` and `task log ID` are commands; `task ID` is short for following that id."""
+    """`task cancel ID`, `task log ID`, … are commands; `task ID` is short for following that id."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -86,9 +105,7 @@ def task(context: Context, ctx: click.Context, active: bool, number: int, wait: 
 @click.command("ID")
 @click.argument("task_id", metavar="ID")
 @click.option("--wait/--no-wait", default=None, help="Follow the build to its end, or only show where it is.")
-@click.option(
-    "--log/--no-log", default=True, show_default=True, help="Show the script's output while waiting."
-)
+@log_option
 @format_option
 @click.pass_context
 @pass_context
@@ -124,6 +141,8 @@ def details_of(found: Task) -> Iterator[tuple[str, object]]:
     yield "progress", percent_text(found) + " %" if percent_text(found) else ""
     for key in ("created", "started", "finished"):
         yield key, moment_text(found[key]) if found.get(key) else None
+    yield "retry of", found.get("retry_of")
+    yield "kept volumes", found.get("kept_volumes")
     for stage in found.get("stages") or []:
         yield f"  {stage.get('stage')}", time_text(stage.get("seconds"))
 
@@ -134,6 +153,38 @@ def details_of(found: Task) -> Iterator[tuple[str, object]]:
 def cancel(context: Context, task_id: str) -> None:
     """End the build ID; everything it made is undone."""
     show_message(context, context.client.post("tasks", task_id, "cancel"))
+
+
+@task.command("retry")
+@click.argument("task_id", metavar="ID", shell_complete=task_ids)
+@argument_option
+@wait_option
+@log_option
+@detail_format_option
+@pass_context
+def retry(
+    context: Context, task_id: str, script_args: tuple[str, ...], wait: bool, log: bool, form: str
+) -> None:
+    """Run the plan of the failed or cancelled build ID again, and follow the new build.
+
+    Arguments are needed only for secrets that are not kept any more.
+    """
+    given = {"arg": check_script_args(script_args)}
+    accepted = context.client.post("tasks", task_id, "retry", form=given).data
+    show_build(context, accepted, wait=wait, log=log, form=form)
+
+
+@task.command("discard")
+@click.argument("task_id", metavar="ID", shell_complete=task_ids)
+@yes_option
+@pass_context
+def discard(context: Context, task_id: str, yes: bool) -> None:
+    """Delete the volumes kept of the failed build ID."""
+    client = context.client
+    kept = [] if yes or context.unsafe else get_task(client, task_id).get("kept_volumes")
+    volumes = ", ".join(map(printable, kept or [])) or "what is kept"
+    context.confirm(f"Delete {volumes} of build {task_id}?", yes=yes)
+    show_message(context, client.post("tasks", task_id, "discard"))
 
 
 @task.command("log")

@@ -163,7 +163,7 @@ def restart(context: Context, name: str, yes: bool, wait: bool) -> None:
 def undefine(context: Context, name: str, yes: bool) -> None:
     """Stop a VM and forget its definition; its volumes stay.
 
-    They keep the name from being built anew, and no command deletes them yet: mostly `remove` is wanted.
+    They keep the name from being built anew until `pvc storage volume remove` has deleted them.
     """
     context.confirm(f'Undefine VM "{name}"?', yes=yes)
     show_message(context, context.client.delete("vm", name, query={"delete_disks": False}))

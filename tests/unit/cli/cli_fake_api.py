@@ -1,11 +1,13 @@
 """A small API with canned answers in the shapes of the contract, and a record of what it was asked."""
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from flask import Flask, Response, jsonify, request
+from werkzeug.datastructures import FileStorage
 
 Answer = Any
 
@@ -20,6 +22,7 @@ class Asked:
     form: dict[str, list[str]]
     json: Any
     headers: dict[str, str]
+    files: dict[str, FileStorage]
 
 
 @dataclass
@@ -52,6 +55,7 @@ class FakeApi:
                     form=request.form.to_dict(flat=False),
                     json=request.get_json(silent=True),
                     headers=dict(request.headers),
+                    files={name: kept(file) for name, file in request.files.items()},
                 )
             )
             return self._answer(f"{request.method} {raw_path.removeprefix('/api/v1')}")
@@ -72,6 +76,11 @@ class FakeApi:
             return answer
         content, status = answer if isinstance(answer, tuple) else (answer, 200)
         return jsonify(content), status
+
+
+def kept(file: FileStorage) -> FileStorage:
+    """An uploaded file that can be read after the request."""
+    return FileStorage(io.BytesIO(file.read()), file.filename, file.name, headers=file.headers)
 
 
 class Steps:

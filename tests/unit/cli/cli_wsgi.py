@@ -69,8 +69,8 @@ def iter_with_first(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 
 def environ_of(request: requests.PreparedRequest) -> dict[str, Any]:
     parts = urlsplit(request.url or "")
-    body = request.body or b""
-    data = body.encode() if isinstance(body, str) else body
+    body: Any = request.body or b""
+    data = body.encode() if isinstance(body, str) else body if isinstance(body, bytes) else b"".join(body)
     environ: dict[str, Any] = {
         "REQUEST_METHOD": request.method,
         "SCRIPT_NAME": "",

@@ -163,6 +163,12 @@ def test_arguments_travel_in_the_body_only(api: FakeApi, pvc_run: Any) -> None:
     }
 
 
+def test_keep_on_failure_is_sent_only_when_wanted(api: FakeApi, pvc_run: Any) -> None:
+    pvc_run(*CREATE, "--no-wait")
+    pvc_run(*CREATE, "--no-wait", "--keep-on-failure")
+    assert [asked.form.get("keep_on_failure") for asked in api.asked] == [None, ["True"]]
+
+
 def test_an_argument_without_value_is_refused_before_anything_is_sent(api: FakeApi, pvc_run: Any) -> None:
     assert pvc_run(*CREATE, "-a", "release").code == 2
     assert not api.asked

@@ -103,6 +103,12 @@ def test_names_are_completed(api: FakeApi, pvc_run: Any, monkeypatch: pytest.Mon
     assert completions(["cluster", "task"], "b") == ["b1"]
     assert completions(["cluster", "task"], "c") == ["cancel"]
     assert completions(["-c"], "l") == ["local"]
+    api.answers["GET /storage/ceph/volume"] = [{"name": "web1_sda"}]
+    assert completions(["storage", "volume", "info", "vms"], "web") == ["web1_sda"]
+    assert api.asked[-1].query == {"pool": ["vms"]}
+    api.answers["GET /storage/ceph/snapshot"] = [{"snapshot": "base"}]
+    assert completions(["storage", "volume", "snapshot", "remove", "vms", "golden"], "") == ["base"]
+    assert api.asked[-1].query == {"pool": ["vms"], "volume": ["golden"]}
 
 
 def test_completion_is_silent_when_the_api_is_away(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ CHANGES = [
     ("userdata remove u1 -y", "DELETE /userdata/u1", {}),
     ("script remove x1 -y", "DELETE /script/x1", {}),
     (
-        "profile add p1 -s s1 -n n1 -t t1 -u u1 -x x1 -a a=1 -a b=2=3",
+        "profile add p1 -s s1 -n n1 -t t1 -u u1 -x x1 -i i1 -a a=1 -a b=2=3",
         "POST /profile",
         {
             "name": "p1",
@@ -73,6 +73,7 @@ CHANGES = [
             "storage_template": "t1",
             "userdata": "u1",
             "script": "x1",
+            "image": "i1",
             "arg": ["a=1", "b=2=3"],
         },
     ),

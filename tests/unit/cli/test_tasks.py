@@ -4,8 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from cli_fake_api import FakeApi, Steps, event_stream, log_event, task
+from cli_fake_api import ACCEPTED, FakeApi, Steps, event_stream, log_event, task
 
+from pvc.errors import EXIT_CODES
 from pvc.progress import percent_of
 from pvc.tasks import parse_events
 
@@ -68,6 +69,61 @@ def test_cancel(api: FakeApi, pvc_run: Any) -> None:
     api.answers["POST /tasks/b1/cancel"] = {"message": "Build b1 is being cancelled"}
     result = pvc_run("cluster", "task", "cancel", "b1")
     assert (result.code, result.out) == (0, "Build b1 is being cancelled\n")
+
+
+def test_retry_follows_the_new_build(api: FakeApi, pvc_run: Any) -> None:
+    api.answers["POST /tasks/b0/retry"] = ACCEPTED
+    api.answers["GET /tasks/b1/log"] = event_stream(("log", log_event(1, "one")), ("end", task()))
+    result = pvc_run("cluster", "task", "retry", "b0", "-a", "password=s3=cret", "-a", "key=x")
+    assert (result.code, result.out) == (0, "SUCCESS: VM web1 is ready\n")
+    assert "[install] one" in result.err
+    (asked,) = api.requests_to("POST /tasks/b0/retry")
+    # Not in the URL: they are secrets.
+    assert (asked.query, asked.form) == ({}, {"arg": ["password=s3=cret", "key=x"]})
+
+
+def test_retry_without_waiting(api: FakeApi, pvc_run: Any) -> None:
+    api.answers["POST /tasks/b0/retry"] = ACCEPTED
+    result = pvc_run("cluster", "task", "retry", "b0", "--no-wait")
+    assert (result.code, result.out) == (0, "Task ID: b1 assigned to node hv1\n")
+    assert json.loads(pvc_run("cluster", "task", "retry", "b0", "--no-wait", "--json").out)["task_id"] == "b1"
+    assert pvc_run("cluster", "task", "retry", "b0", "-a", "password").code == EXIT_CODES["wrong-input"]
+    assert len(api.asked) == 2
+
+
+def test_retry_that_fails_has_the_builds_exit_code(api: FakeApi, pvc_run: Any) -> None:
+    api.answers["POST /tasks/b0/retry"] = ACCEPTED
+    error = {"kind": "no-space", "what": "create volume", "why": "full", "hint": "", "stage": "create"}
+    api.answers["GET /tasks/b1/log"] = event_stream(("end", task("FAILURE", error=error)))
+    assert pvc_run("cluster", "task", "retry", "b0").code == EXIT_CODES["no-space"]
+
+
+def test_discard(api: FakeApi, pvc_run: Any) -> None:
+    api.answers["POST /tasks/b1/discard"] = {"message": "Removed the volumes vms/web1_sda."}
+    result = pvc_run("cluster", "task", "discard", "b1", "-y")
+    assert (result.code, result.out) == (0, "Removed the volumes vms/web1_sda.\n")
+    assert len(api.asked) == 1
+
+
+def test_discard_asks_by_name(api: FakeApi, pvc_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("click.confirm", lambda text, **_: asked.append(text))
+    api.answers["GET /tasks/b1"] = task("FAILURE", kept_volumes=["vms/web1_sda", "vms/web1_sdb"])
+    assert pvc_run("cluster", "task", "discard", "b1").code == EXIT_CODES["declined"]
+    assert asked == ["Delete vms/web1_sda, vms/web1_sdb of build b1?"]
+    assert [one.method for one in api.asked] == ["GET"]
+
+
+@pytest.mark.parametrize("build_state", ["failed", "cancelled"])
+def test_kept_volumes_are_listed(api: FakeApi, pvc_run: Any, build_state: str) -> None:
+    error = {"kind": "environment", "what": "run mkfs", "why": "exited 1", "hint": "", "stage": "prepare"}
+    kept = ["vms/web1_sda", "vms/web1_sdb"]
+    failed = task("FAILURE", build_state=build_state, error=error, kept_volumes=kept)
+    api.answers["GET /tasks/b1/log"] = event_stream(("end", failed))
+    api.answers["GET /tasks/b1"] = failed
+    hint = "kept volumes: vms/web1_sda, vms/web1_sdb; `pvc cluster task discard b1` deletes them"
+    assert hint in pvc_run("cluster", "task", "b1").err
+    assert "vms/web1_sda, vms/web1_sdb" in pvc_run("cluster", "task", "b1", "--no-wait").out
 
 
 def test_log_prints_stored_lines(api: FakeApi, pvc_run: Any) -> None:
