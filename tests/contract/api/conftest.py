@@ -4,6 +4,7 @@ import gc
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -27,13 +28,27 @@ with warnings.catch_warnings():  # Debian 12's kombu and apispec use what later 
 
     from pvcapid.app import create_app
 from pvccommon import queue, tokens
-from pvccommon.config import Config, parse_config
+from pvccommon.config import Config, Images, parse_config
+from pvccommon.config import Node as NodeSettings
 from pvccommon.database import Database
 from pvccommon.errors import NotFound, PvcError
 from pvccommon.models import Base, Node, now
+from pvccommon.storage import StoragePool
+from pvccommon.storage.directory import DirectoryPool
+from pvcnoded.command import answer_command
+from pvcnoded.content_commands import ContentCommands
+from pvcnoded.image_commands import ImageCommands
+from pvcnoded.imports.imports import Imports
+from pvcnoded.lease import Owner
+from pvcnoded.snapshot_commands import SnapshotCommands
+from pvcnoded.transfers import Transfers
+from pvcnoded.volume_commands import VolumeCommands
+
+sys.path.append(str(Path(__file__).parents[2]))
 
 PREFIX = "/api/v1"
 NODE = "hv1"
+OTHER_NODE = "hv5"
 POOL = "vms"
 SCRIPT = '''
 from vmbuilder import Argument, VMBuilder
@@ -308,14 +323,21 @@ class FakeNode:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.builds: list[str] = []
         self.answers: dict[str, Any] = {}
+        self.verbs: dict[str, dict[str, Any]] = {}  # real ones, by node
+        self.image_settings = Images(fetch_from=("127.0.0.0/8",))
         self.reset()
 
     def reset(self) -> None:
         self.calls.clear()
         self.builds.clear()
+        self.verbs.clear()
+        self.image_settings = Images(fetch_from=("127.0.0.0/8",))
         self.answers = {
             "volume.find": {"found": None},
             "build.cancel": {},
+            "build.discard": {"failures": []},
+            "orphans.list": {"orphans": [], "named": []},
+            "orphans.remove": {"removed": [], "failed": []},
             "vm.state": {"message": "Done."},
             "vm.remove": {"message": "Removed."},
             "vm.console": {"data": "web1 login: "},
@@ -324,8 +346,10 @@ class FakeNode:
     def build(self, build_id: str) -> None:
         self.builds.append(build_id)
 
-    def command(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    def command(self, node: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         self.calls.append((verb, arguments))
+        if verb in self.verbs.get(node, ()):
+            return answer_command(self.verbs[node], verb, arguments)
         answer = self.answers.get(verb, NotFound(f"run {verb}", "no such verb"))
         return {"error": answer.to_dict()} if isinstance(answer, PvcError) else {"result": answer}
 
@@ -335,7 +359,12 @@ def node_worker(config: Config) -> Iterator[FakeNode]:
     """A real Celery worker, in a thread."""
     fake = FakeNode()
     celery: Celery = queue.create_celery(config.queue)
-    celery.task(fake.command, name=queue.COMMAND_TASK, ignore_result=False)
+
+    def command(task: Any, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        node = task.request.delivery_info["routing_key"].removeprefix("command.")
+        return fake.command(node, verb, arguments)
+
+    celery.task(command, bind=True, name=queue.COMMAND_TASK, ignore_result=False)
     celery.task(fake.build, name=queue.BUILD_TASK)
     celery.finalize()
     celery.set_default()  # a worker that is started in a thread looks for its application there
@@ -344,7 +373,7 @@ def node_worker(config: Config) -> Iterator[FakeNode]:
         hostname=f"commands@{NODE}",
         pool_cls=ThreadPool,
         concurrency=4,
-        queues=[queue.command_queue(NODE), queue.build_queue(NODE)],
+        queues=[*map(queue.command_queue, (NODE, OTHER_NODE)), queue.build_queue(NODE)],
         without_heartbeat=True,
         without_mingle=True,
         without_gossip=True,
@@ -366,6 +395,41 @@ def answering(node: str, node_worker: FakeNode) -> FakeNode:
     """A node that has reported and answers."""
     node_worker.reset()
     return node_worker
+
+
+@pytest.fixture
+def serve_pool(answering: FakeNode, database: Database) -> Iterator[Callable[[str, StoragePool], None]]:
+    """Let a node of the tests carry out, on a real pool, what the API asks of it."""
+    serving: list[Imports] = []
+
+    def serve(node: str, pool: StoragePool) -> None:
+        pools = {pool.name: pool}
+        volumes, snapshots = VolumeCommands(pools), SnapshotCommands(pools)
+        transfers = Transfers(NodeSettings(name=node))
+        imports = Imports(answering.image_settings, database, pools, Owner.myself(node))
+        serving.append(imports)
+        images = ImageCommands(database, pools, imports, transfers)
+        answering.verbs[node] = {
+            **volumes.verbs(),
+            **volumes.slow_verbs(),
+            **snapshots.verbs(),
+            **snapshots.slow_verbs(),
+            **ContentCommands(pools, transfers).verbs(),
+            **images.verbs(),
+            **images.slow_verbs(),
+        }
+
+    yield serve
+    for imports in serving:
+        imports.end_all(10)
+
+
+@pytest.fixture
+def pool(serve_pool: Callable[[str, StoragePool], None], tmp_path: Path) -> DirectoryPool:
+    """The pool `vms` of node hv1."""
+    pool = DirectoryPool(POOL, tmp_path / NODE)
+    serve_pool(NODE, pool)
+    return pool
 
 
 @pytest.fixture

@@ -262,6 +262,22 @@ def test_status_has_the_shape_clients_read(api: Any, vm: Vm, expect: Any) -> Non
     assert "not supported" in expect(api.post("/status", {"state": "true"}), 400)["message"]
 
 
+def test_a_pool_that_nodes_share_counts_once(api: Any, vm: Vm, database: Database, expect: Any) -> None:
+    shared = {"driver": "rbd", "shared": True, "total_bytes": 4 << 40, "free_bytes": 1 << 40}
+    own = {"driver": "directory", "shared": False, "total_bytes": 2 << 40, "free_bytes": 1 << 40}
+    broken = {**shared, "total_bytes": 0, "free_bytes": 0, "error": "does not answer"}
+    with database.session() as session:
+        first = session.get(Node, "hv1")
+        columns = {column.name: getattr(first, column.name) for column in Node.__table__.columns}
+        first.pools = {"ceph": broken, "vms": own}
+        for name in ("hv2", "hv3"):
+            session.add(Node(**{**columns, "name": name, "pools": {"ceph": shared, "vms": own}}))
+    body = expect(api.get("/status"), 200)
+    assert body["pools"] == 2
+    assert body["resources"]["disk"]["total"] == (4 + 3 * 2) << 30
+    assert body["resources"]["disk"]["free"] == (1 + 3 * 1) << 30
+
+
 def test_an_empty_cluster(api: Any, expect: Any) -> None:
     assert expect(api.get("/status"), 200)["nodes"] == {"total": 0}
     assert expect(api.get("/status/primary_node"), 200) == {"primary_node": "api1"}

@@ -102,6 +102,7 @@ def test_profile_has_the_shape_clients_read(api: Any, profile: str, expect: Any)
             "userdata": "cloud",
             "script": "maker",
             "ova": "N/A",
+            "image": "N/A",
             "arguments": ["owner=me", "password=<redacted>"],
         }
     ]

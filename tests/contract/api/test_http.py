@@ -8,6 +8,7 @@ from flask import Flask
 
 from pvcapid import auth
 from pvcapid.app import create_app
+from pvcapid.openapi import methods_of
 from pvccommon.config import parse_config
 from pvccommon.database import Database
 from pvccommon.models import Audit, SystemTemplate
@@ -25,9 +26,7 @@ def routes(app: Flask) -> list[tuple[str, str, str]]:
         path = rule.rule.removeprefix("/api/v1")
         for argument in rule.arguments:
             path = path.replace(f"<{argument}>", "some")
-        found += [
-            (rule.endpoint, method, path) for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"})
-        ]
+        found += [(rule.endpoint, method, path) for method in methods_of(rule)]
     return found
 
 

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from storage_helpers import TEXT, everything_in, fill, qemu_content
 
-from pvccommon.errors import NoSpace
+from pvccommon.errors import NoSpace, NotFound
 from pvccommon.storage import StoragePool, qemu_img
 from pvccommon.storage.directory import DirectoryPool
 from pvccommon.storage.image_store import NEW
@@ -224,3 +225,43 @@ def test_clones_of_an_untouched_volume_do_not_lengthen_the_chain(tmp_path: Path)
         pool.clone_volume("golden", f"web{number}")
     assert {len(pool.disk_source(f"web{number}").backing) for number in range(5)} == {1}
     assert len(pool.disk_source("golden").backing) == 1
+
+
+def test_what_a_sweep_cannot_remove_is_left_for_an_operator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = DirectoryPool("vms", tmp_path / "pool")
+    fill(pool, "plain", size_bytes=SIZE)
+    garbage = tmp_path / "pool" / "images" / "0123"
+    garbage.mkdir()
+    with monkeypatch.context() as failing:
+        failing.setattr(shutil, "rmtree", lambda *_, ignore_errors: None)
+        (left,) = pool.leftovers()
+        assert (left.kind, left.name) == ("volume", "images/0123")
+    # It can be removed now, but a sweep is quicker.
+    with pytest.raises(NotFound):
+        pool.remove_leftover("volume", "images/0123")
+    assert not garbage.exists()
+    assert [volume.name for volume in pool.list_volumes()] == ["plain"]
+
+
+def test_who_tidies_up_does_not_take_what_has_just_been_begun(tmp_path: Path) -> None:
+    """Between the making of a temporary directory and its lock it looks like a dead maker's."""
+    pool = DirectoryPool("vms", tmp_path)
+    pool.create_volume("first", SIZE)
+    stop = threading.Event()
+
+    def tidy() -> None:
+        while not stop.is_set():
+            pool.sweep()
+
+    tidier = threading.Thread(target=tidy)
+    tidier.start()
+    try:
+        names = [f"web{number}" for number in range(150)]
+        for name in names:
+            pool.create_volume(name, SIZE)
+    finally:
+        stop.set()
+        tidier.join()
+    assert [volume.name for volume in pool.list_volumes()] == sorted(["first", *names])

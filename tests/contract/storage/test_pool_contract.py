@@ -2,13 +2,14 @@
 
 import io
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from storage_helpers import MIB, SIZE, TEXT, fill
 
-from pvccommon.errors import Exists, NotFound, PvcError, WrongInput, WrongState
+from pvccommon.errors import Busy, Exists, NotFound, PvcError, WrongInput, WrongState
 from pvccommon.storage import PoolSpace, StoragePool
 
 HOSTILE_NAMES = (
@@ -143,6 +144,7 @@ class TestVolumes:
             lambda: pool.open_device(name).__enter__(),
             lambda: pool.disk_source(name),
             lambda: pool.import_stream(name, io.BytesIO(), SIZE),
+            lambda: pool.write_stream(name, io.BytesIO(b"x"), 1),
             lambda: pool.export_stream(name),
         ]
         for call in calls:
@@ -335,6 +337,24 @@ class TestClones:
 
 
 class TestStreams:
+    def test_a_volume_is_written_in_pieces_of_any_order(self, pool: StoragePool) -> None:
+        with pool.write_volume("new", SIZE) as writer:
+            writer.write(SIZE - 512, b"z" * 512)
+            writer.write(4096, b"a" * 4096)
+            assert pool.volume_or_none("new") is None, "it appears when it is whole"
+        content = b"".join(pool.export_stream("new"))
+        assert content == bytes(4096) + b"a" * 4096 + bytes(SIZE - 8192 - 512) + b"z" * 512
+        with pytest.raises(Exists), pool.write_volume("new", SIZE):
+            pass
+
+    def test_a_piece_outside_of_the_volume_ends_the_writing(self, pool: StoragePool) -> None:
+        for offset in (SIZE, SIZE - 511, -1):
+            with pytest.raises(WrongInput), pool.write_volume("new", SIZE) as writer:
+                writer.write(offset, bytes(512))
+        with pytest.raises(RuntimeError), pool.write_volume("new", SIZE):
+            raise RuntimeError
+        assert pool.list_volumes() == []
+
     def test_import_keeps_every_byte_and_no_zeros(self, pool: StoragePool, content: Content) -> None:
         size = 16 * MIB
         data = (bytes(3 * MIB) + os.urandom(4096) + bytes(4096) + b"x").ljust(size, b"\0")
@@ -413,3 +433,91 @@ def test_sweep_of_a_healthy_pool_finds_nothing(pool: StoragePool, content: Conte
     pool.clone_snapshot("golden", "base", "web1_sda")
     assert pool.sweep() == []
     assert content("web1_sda").startswith(TEXT)
+    assert pool.leftovers() == [] and pool.left_mappings() == []
+    for kind, name in (("volume", "web1_sda"), ("snapshot", "golden@base"), ("mapping", "/dev/null")):
+        with pytest.raises(NotFound):
+            pool.remove_leftover(kind, name)
+
+
+def test_who_reads_a_volume_has_it_open(pool: StoragePool) -> None:
+    fill(pool, "web1_sda")
+    assert not pool.is_open("web1_sda")
+    pieces = pool.export_stream("web1_sda")
+    next(pieces)
+    assert pool.is_open("web1_sda")
+    for _ in pieces:
+        pass
+    assert not pool.is_open("web1_sda")
+    with pytest.raises(NotFound):
+        pool.is_open("web2_sda")
+
+
+def test_a_volume_knows_when_it_was_made(pool: StoragePool) -> None:
+    before = time.time()
+    made = pool.create_volume("web1_sda", SIZE)
+    assert before - 5 < made.changed < time.time() + 5
+
+
+class TestOverwriting:
+    """`write_stream`: in place."""
+
+    OLD = b"old".ljust(4096, b"o") * 512  # 2 MiB
+    NEW = b"new".ljust(5000, b"n") + bytes(300_000) + b"end".ljust(700, b"e")
+
+    def old(self, pool: StoragePool) -> None:
+        fill(pool, "web1_sda", self.OLD, len(self.OLD))
+
+    def overwrite(self, pool: StoragePool, data: bytes = NEW) -> None:
+        pool.write_stream("web1_sda", io.BytesIO(data), len(data))
+
+    def test_the_rest_reads_as_zeros(self, pool: StoragePool, content: Content) -> None:
+        self.old(pool)
+        self.overwrite(pool)
+        assert content("web1_sda") == self.NEW.ljust(len(self.OLD), b"\0")
+        assert pool.stat_volume("web1_sda").size_bytes == len(self.OLD)
+
+    def test_zeros_give_their_space_back(self, pool: StoragePool, content: Content) -> None:
+        fill(pool, "web1_sda", b"x" * 24 * MIB, 24 * MIB)
+        before = pool.stat_volume("web1_sda").used_bytes
+        self.overwrite(pool, bytes(16 * MIB) + b"end")
+        assert pool.stat_volume("web1_sda").used_bytes < before / 2
+        assert content("web1_sda") == (bytes(16 * MIB) + b"end").ljust(24 * MIB, b"\0")
+
+    def test_snapshots_and_clones_keep_what_they_have(self, pool: StoragePool, content: Content) -> None:
+        self.old(pool)
+        pool.create_snapshot("web1_sda", "base")
+        pool.protect_snapshot("web1_sda", "base")
+        pool.clone_snapshot("web1_sda", "base", "clone")
+        self.overwrite(pool)
+        assert content("web1_sda") == self.NEW.ljust(len(self.OLD), b"\0")
+        assert content("clone") == self.OLD
+        pool.write_stream("clone", io.BytesIO(b"c"), 1)
+        assert content("clone") == b"c".ljust(len(self.OLD), b"\0")
+        pool.rollback_snapshot("web1_sda", "base")
+        assert content("web1_sda") == self.OLD
+
+    @pytest.mark.parametrize("size_bytes", [0, 2 * MIB + 1])
+    def test_what_does_not_fit_changes_nothing(
+        self, pool: StoragePool, content: Content, size_bytes: int
+    ) -> None:
+        self.old(pool)
+        with pytest.raises(WrongInput):
+            pool.write_stream("web1_sda", io.BytesIO(b"x" * size_bytes), size_bytes)
+        assert content("web1_sda") == self.OLD
+
+    def test_streams_of_another_length(self, pool: StoragePool) -> None:
+        self.old(pool)
+        for size_bytes in (10, 12):
+            with pytest.raises(WrongInput):
+                pool.write_stream("web1_sda", io.BytesIO(b"eleven byte"), size_bytes)
+        with pytest.raises(NotFound):
+            pool.write_stream("web2_sda", io.BytesIO(b"x"), 1)
+
+    def test_an_open_volume_is_busy(self, pool: StoragePool, content: Content) -> None:
+        self.old(pool)
+        pieces = pool.export_stream("web1_sda")
+        next(pieces)
+        with pytest.raises(Busy):
+            self.overwrite(pool)
+        pieces.close()
+        assert content("web1_sda") == self.OLD

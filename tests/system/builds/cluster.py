@@ -3,33 +3,55 @@
 import hashlib
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import libvirt
 import requests
+from requests.adapters import HTTPAdapter
 from sqlalchemy import select
 
 from devstack import Stack, ceph
 from devstack import libvirt as stack_libvirt
+from pvccommon import names
 from pvccommon.config import load_config
 from pvccommon.database import Database
-from pvccommon.models import Build, Resource, Vm, one_of
+from pvccommon.models import (
+    PENDING,
+    Build,
+    Image,
+    ImageKind,
+    ImageState,
+    ImageVolume,
+    Profile,
+    Resource,
+    Vm,
+    one_of,
+)
 from pvccommon.storage import StoragePool, pools_from_config
 from pvccommon.storage.ceph import CephAccount, connect
 from pvcnoded.hypervisor import Hypervisor
-from pvcnoded.journal import PENDING
 
 NOOP = Path(__file__).parents[3] / "provisioner-scripts" / "builders" / "noop.py"
 # Programs a build starts; they may run only while a build does.
 HELPERS = ("pvcnoded.build ", "pvcnoded.sandbox", "qemu-storage-daemon", "slirp4netns", "bwrap")
-# This stack's sandboxes have ids of their own, by which their processes are known.
-FIRST_UID = 700_000_000
-LAST_UID = FIRST_UID + 256 * 65_536
+# This stack's sandboxes have ids of their own, by which their processes are known; another run has others.
+FIRST_UID = 700_000_000 + os.getpid() % 200 * 256 * 65_536
+LAST_UID = FIRST_UID + 256 * 65_536 - 1  # the next one is another run's
 # Objects that hold the directory of a Ceph pool; they come with its first image and stay.
 CEPH_FRAME = {"rbd_directory", "rbd_info", "rbd_children", "rbd_trash"}
 FINAL = ("succeeded", "failed", "cancelled")
+# What tests change of the configuration: short times, and user ids of their own.
+SETTINGS = {
+    "node": {"heartbeat_s": 1},
+    "sandbox": {"first_uid": FIRST_UID},
+    "builds": {
+        "log_limit_bytes": 200_000,
+        "stage_timeout_s": {"setup": 5, "create": 5, "prepare": 60, "cleanup": 30},
+    },
+}
 
 
 class Cluster:
@@ -44,16 +66,26 @@ class Cluster:
         self.database = Database(self.config.database)
         self._hypervisor = Hypervisor(self.config.hypervisor.libvirt_uri, "/nonexistent")
         self._http = requests.Session()
+        self._http.mount("http://", HTTPAdapter(pool_maxsize=32))
         self._http.trust_env = False
         self._http.headers["X-Api-Key"] = environment["PVC_API_KEY"]
 
     def close(self) -> None:
-        self._http.close()
+        self.hang_up()
         self.database.close()
+
+    def hang_up(self) -> None:
+        """Close idle connections, which the API would close after some seconds."""
+        self._http.close()
 
     def request(self, method: str, path: str, **data: Any) -> requests.Response:
         arguments: dict[str, Any] = {"params": data} if method == "GET" else {"data": data}
         return self._http.request(method, self.url + path, timeout=120, **arguments)
+
+    def upload(self, path: str, body: Any, **query: Any) -> requests.Response:
+        """`body`: see `pvc.multipart.FileBody`."""
+        headers = {"Content-Type": body.content_type}
+        return self._http.post(self.url + path, params=query, data=body, headers=headers, timeout=120)
 
     def get(self, path: str, **data: Any) -> Any:
         answer = self.request("GET", path, **data)
@@ -65,30 +97,74 @@ class Cluster:
         assert answer.status_code in (200, 202), answer.text
         return answer.json()
 
-    def make_profile(self, name: str, script: str, *, disks: dict[str, dict[str, Any]] | None = None) -> None:
-        """A profile with a script of its own; templates are shared by all. Replaces an earlier script."""
+    def make_profile(
+        self,
+        name: str,
+        script: str,
+        *,
+        disks: dict[str, dict[str, Any]] | None = None,
+        memory_mib: int = 768,
+        **parts: Any,
+    ) -> None:
+        """A profile with a script of its own; templates are shared by all. Replaces an earlier script.
+
+        `parts`: what else the profile has (image, userdata, arg).
+        """
         if self.request("GET", f"/provisioner/script/{name}").status_code == 200:
             self.change("PUT", f"/provisioner/script/{name}", data=script)
         else:
             self.change("POST", "/provisioner/script", name=name, data=script)
         wanted = disks or {"sda": {"disk_size": 1}}
         storage = "disks-" + hashlib.sha256(repr(wanted).encode()).hexdigest()[:16]
-        self.ensure("/provisioner/template/system", "small", vcpus=1, vram=768, serial=True, vnc=False)
+        system = f"memory-{memory_mib}"
+        self.ensure("/provisioner/template/system", system, vcpus=1, vram=memory_mib, serial=True, vnc=False)
         self.ensure("/provisioner/template/network", "net")
         if self.ensure("/provisioner/template/storage", storage):
             for disk, values in wanted.items():
                 self.change(
                     "POST", f"/provisioner/template/storage/{storage}/disk/{disk}", pool="vms", **values
                 )
-        self.ensure(
+        is_new = self.ensure(
             "/provisioner/profile",
             name,
             profile_type="provisioner",
-            system_template="small",
+            system_template=system,
             network_template="net",
             storage_template=storage,
             script=name,
+            **parts,
         )
+        if parts and not is_new:
+            self.change("PUT", f"/provisioner/profile/{name}", **parts)
+
+    def make_image(self, name: str, kind: ImageKind, disks: Mapping[str, Path]) -> None:
+        """An image as an upload leaves it, of files of raw content by disk id (of an ISO: "iso")."""
+        pool = self.pool
+        node = None if pool.shared else self.config.node.name
+        with self.database.session() as session:
+            image = Image(name=name, kind=kind.value, pool=pool.name, node=node, format="raw")
+            session.add(image)
+            session.flush()
+            for position, (disk_id, file) in enumerate(disks.items()):
+                volume = names.image_volume_name(image.id, disk_id)
+                _import_disk(pool, volume, file, cloneable=kind is not ImageKind.ISO)
+                size = pool.stat_volume(volume).size_bytes
+                values = {"position": position, "disk_id": disk_id, "volume": volume, "size_bytes": size}
+                image.volumes.append(ImageVolume(pool=pool.name, **values))
+            image.size_bytes = sum(volume.size_bytes for volume in image.volumes)
+            image.state = ImageState.READY.value
+
+    def remove_image(self, name: str) -> None:
+        """The image with its volumes; profiles that have it lose it. Fails while there are clones."""
+        with self.database.session() as session:
+            image = session.execute(select(Image).where(Image.name == name)).scalar_one()
+            for profile in session.execute(select(Profile).where(Profile.image == image)).scalars():
+                profile.image = None
+            for volume in image.volumes:
+                if image.kind != ImageKind.ISO:
+                    self.pool.unprotect_snapshot(volume.volume, names.IMAGE_SNAPSHOT)
+                self.pool.delete_volume(volume.volume)
+            session.delete(image)
 
     def ensure(self, path: str, name: str, **values: Any) -> bool:
         found = self.request("GET", path, limit=f"^{name}$")
@@ -154,10 +230,10 @@ class Cluster:
         """Whether a process was started by this stack's daemons, or runs in one of its sandboxes."""
         try:
             uid = Path(f"/proc/{pid}").stat().st_uid
-            environment = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+            words = Path(f"/proc/{pid}/environ").read_bytes() + Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             return False
-        return FIRST_UID <= uid <= LAST_UID or str(self.stack.state.path) in environment
+        return FIRST_UID <= uid <= LAST_UID or str(self.stack.state.path) in words.decode(errors="replace")
 
     def helpers(self) -> set[str]:
         """Processes that may live only while a build does."""
@@ -204,6 +280,14 @@ class Cluster:
             journal = session.execute(select(Resource.name).where(one_of(Resource.state, PENDING))).scalars()
             leases = session.execute(select(Build.id).where(Build.lease_owner.isnot(None))).scalars()
             return {*vms, *journal, *leases}
+
+
+def _import_disk(pool: StoragePool, volume: str, file: Path, *, cloneable: bool) -> None:
+    with file.open("rb") as stream:
+        pool.import_stream(volume, stream, file.stat().st_size)
+    if cloneable:
+        pool.create_snapshot(volume, names.IMAGE_SNAPSHOT)
+        pool.protect_snapshot(volume, names.IMAGE_SNAPSHOT)
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,9 @@ import pytest
 from devstack import Stack, temporary_stack
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from cluster import FIRST_UID, Cluster
-
-SETTINGS = {
-    "node": {"heartbeat_s": 1},
-    "sandbox": {"first_uid": FIRST_UID},
-    "builds": {
-        "log_limit_bytes": 200_000,
-        "stage_timeout_s": {"setup": 5, "create": 5, "prepare": 60, "cleanup": 10},
-    },
-}
+from cluster import SETTINGS, Cluster
 
 
 @pytest.fixture(scope="session")
@@ -33,10 +25,15 @@ def ceph_cluster(ceph: Stack) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+def directory_cluster() -> Iterator[Cluster]:
     with temporary_stack(settings=SETTINGS) as stack:
         with closing(Cluster(stack)) as cluster:
             yield cluster
+
+
+@pytest.fixture(scope="session")
+def cluster(directory_cluster: Cluster) -> Cluster:
+    return directory_cluster
 
 
 @pytest.fixture

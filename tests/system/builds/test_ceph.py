@@ -1,7 +1,9 @@
 """Builds over a pool of Ceph: the same tests, and what only network disks have."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import test_kill
@@ -14,16 +16,26 @@ from test_builds import (
     test_vm_can_be_defined_without_being_started,
     test_vm_runs_from_its_own_blank_disks_and_is_removed_with_them,
 )
+from test_iso import (
+    iso,
+    test_installed_vm_that_is_not_to_be_started_is_only_defined,
+    test_two_vms_use_one_iso_and_are_stopped_and_removed_with_it,
+    test_worker_is_killed_while_the_guest_installs,
+)
 
 from devstack import ceph
 from pvccommon.errors import Busy
 from pvccommon.storage.ceph import read_key
 
 __all__ = [
+    "iso",
     "noop",
     "test_disk_can_be_a_clone_of_another_vm_s",
+    "test_installed_vm_that_is_not_to_be_started_is_only_defined",
+    "test_two_vms_use_one_iso_and_are_stopped_and_removed_with_it",
     "test_vm_can_be_defined_without_being_started",
     "test_vm_runs_from_its_own_blank_disks_and_is_removed_with_them",
+    "test_worker_is_killed_while_the_guest_installs",
 ]
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("no_leaks")]
@@ -60,6 +72,43 @@ def test_disks_are_the_cluster_s_and_the_key_is_nowhere(cluster: Cluster, noop: 
 def test_node_says_how_volumes_become_devices(cluster: Cluster) -> None:
     pool = cluster.get("/node/hv1")[0]["pools"]["vms"]
     assert (pool["driver"], pool["mapping"]) == ("rbd", cluster.pool.mapping())
+
+
+def test_pools_are_made_and_removed(cluster: Cluster) -> None:
+    pools, volumes = "/storage/ceph/pool", "/storage/ceph/volume"
+    new = {"pool": "made", "pgs": 8, "replcfg": "copies=1,mincopies=1", "tier": "default"}
+    cluster.change("POST", pools, **new)
+    assert cluster.request("POST", pools, **new).status_code == 400
+    refused = cluster.request("POST", pools, **{**new, "pool": "taped", "tier": "nvme"})
+    assert refused.status_code == 400, refused.text
+    assert "taped" not in ceph.ceph(cluster.stack.state, "osd", "pool", "ls")
+    # The cluster counts a new pool after some seconds, and the node reports it then.
+    until(lambda: named(cluster, "made").get("error", "") is None)
+    row = named(cluster, "made")
+    assert (row["pgs"], row["tier"], row["driver"], row["node"]) == (8, "default", "rbd", None)
+    cluster.change("POST", volumes, pool="made", volume="a", size="8M")
+    cluster.change("POST", f"{volumes}/made/a/clone", new_volume="b")
+    assert named(cluster, "made")["volume_count"] == 2
+    sure = {"yes-i-really-mean-it": "yes"}
+    assert "2 volumes: a, b" in cluster.request("DELETE", f"{pools}/made", **sure).json()["message"]
+    for name in ("b", "a"):
+        cluster.change("DELETE", f"{volumes}/made/{name}")
+    cluster.change("PUT", f"{pools}/made", pgs=16)
+    cluster.change("DELETE", f"{pools}/made", **sure)
+    assert "made" not in ceph.ceph(cluster.stack.state, "osd", "pool", "ls")
+    until(lambda: named(cluster, "made") == {})
+    assert cluster.request("DELETE", f"{pools}/vms", **sure).status_code == 400
+
+
+def named(cluster: Cluster, name: str) -> dict[str, Any]:
+    return next((row for row in cluster.get("/storage/ceph/pool") if row["name"] == name), {})
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def key_text(cluster: Cluster) -> str:

@@ -21,6 +21,13 @@ DISKS = {
 BOOT_TIMEOUT_S = 400
 
 
+@pytest.fixture(scope="module", params=["directory_cluster", "ceph_cluster"])
+def cluster(request: pytest.FixtureRequest) -> Cluster:
+    """Everything here is true for both kinds of pools."""
+    found: Cluster = request.getfixturevalue(request.param)
+    return found
+
+
 @pytest.fixture(scope="module")
 def debian(cluster: Cluster) -> Iterator[str]:
     """The VM, built by the command line client as a user would; removed at the end."""

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1]))
+# Readers of what a builder writes are shared with the unit tests.
+sys.path.append(str(Path(__file__).parents[2] / "unit" / "sdk"))
 
 from pvccommon.storage.directory import DirectoryPool
 

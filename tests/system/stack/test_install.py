@@ -35,6 +35,7 @@ ENTER = """
 mount -t tmpfs none "$FAKE/overlay" && mkdir "$FAKE/overlay/upper" "$FAKE/overlay/work" || exit 99
 layers="lowerdir=/usr/sbin,upperdir=$FAKE/overlay/upper,workdir=$FAKE/overlay/work"
 mount -t overlay -o "$layers" none /usr/sbin || exit 99
+rm -f /usr/sbin/policy-rc.d
 [ ! -e "$FAKE/own-policy" ] || cp "$FAKE/own-policy" /usr/sbin/policy-rc.d
 "$@"; code=$?
 if [ -e /usr/sbin/policy-rc.d ]; then cp /usr/sbin/policy-rc.d "$FAKE/policy-after"; fi

@@ -277,3 +277,24 @@ def test_state_directory_that_others_cannot_reach_is_refused() -> None:
         assert list(closed.iterdir()) == []
     finally:
         closed.rmdir()
+
+
+def test_disks_of_one_stack_are_not_held_by_the_libvirt_of_another() -> None:
+    """Its mount namespace is a copy of the machine's, mounts of other stacks included."""
+    with temporary_stack(only=["redis"]) as first:
+        image, mountpoint = first.state / "disk.img", first.state / "disk"
+        with image.open("wb") as file:
+            file.truncate(16 * 1024**2)
+        mountpoint.mkdir()
+        run(["mkfs.ext4", "-q", str(image)], timeout_s=30)
+        run(["mount", "-o", "loop", str(image), str(mountpoint)], timeout_s=30)
+        with temporary_stack(only=["libvirt"]):
+            run(["umount", str(mountpoint)], timeout_s=30)
+            deadline = time.monotonic() + 5
+            while attached(first) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert attached(first) == []
+
+
+def attached(stack: Stack) -> list[str]:
+    return [line for line in stack.leftovers() if line.startswith("loop device")]

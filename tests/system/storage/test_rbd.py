@@ -76,6 +76,7 @@ def test_one_writer_or_several_readers(pool: RbdPool) -> None:
             lambda: other.clone_volume("web1_sda", "web2_sda"),
             lambda: other.flatten_volume("web1_sda"),
             lambda: other.disk_source("web1_sda"),
+            lambda: other.disk_source("web1_sda", read_only=True),
         ):
             with pytest.raises(Busy):
                 refused()
@@ -85,6 +86,9 @@ def test_one_writer_or_several_readers(pool: RbdPool) -> None:
         assert next(stream).startswith(TEXT)
         with pytest.raises(Busy):
             other.open_device("web1_sda").__enter__()
+        with pytest.raises(Busy):
+            other.disk_source("web1_sda")
+        assert other.disk_source("web1_sda", read_only=True), "a domain's CD-ROM is one more reader"
         stream.close()
     with pool.open_device("web1_sda"):
         pass
@@ -197,6 +201,51 @@ def test_a_full_pool_refuses_and_keeps_nothing(pool: RbdPool, ceph: Stack) -> No
         assert everything_in_rbd(ceph) == before
     finally:
         stack_ceph.ceph(ceph.state, "osd", "pool", "set-quota", "vms", "max_bytes", "0")
+        stack_ceph.wait_until_full(ceph.state, full=False)
+
+
+def test_volumes_can_be_deleted_from_a_full_pool(pool: RbdPool, ceph: Stack) -> None:
+    pool.clone_volume("web1_sda", "web2_sda")
+    pool.create_volume("web3_sda", MIB)
+    pool.create_snapshot("web3_sda", "monday")
+    with full(ceph):
+        started = time.monotonic()
+        for refused in (
+            lambda: pool.create_volume("web4_sda", MIB),
+            lambda: pool.open_device("web1_sda").__enter__(),
+            lambda: pool.disk_source("web1_sda"),
+        ):
+            with pytest.raises(NoSpace):
+                refused()
+        for name in ("web3_sda", "web2_sda", "web1_sda"):
+            pool.delete_volume(name)
+        assert everything_in_rbd(ceph) == []
+        assert time.monotonic() - started < 5, "nothing waited for space"
+
+
+def test_a_write_to_a_pool_that_fills_up_fails_instead_of_waiting(pool: RbdPool, ceph: Stack) -> None:
+    with ExitStack() as filled:
+        with pytest.raises(NoSpace) as caught, pool.open_device("web1_sda") as device:
+            filled.enter_context(full(ceph))
+            started = time.monotonic()
+            os.pwrite(device.fd, os.urandom(8 * MIB), 32 * MIB)
+            with pytest.raises(OSError, match="Input/output error"):
+                os.fsync(device.fd)
+        assert "is full" in caught.value.why
+        assert time.monotonic() - started < 40
+        pool.delete_volume("web1_sda")  # nobody has it open any more
+
+
+@contextmanager
+def full(ceph: Stack) -> Iterator[None]:
+    """A pool whose quota is used up, and that the cluster knows to be full."""
+    stack_ceph.set_quota(ceph.state, objects=1)
+    try:
+        stack_ceph.wait_until_full(ceph.state)
+        yield
+    finally:
+        stack_ceph.set_quota(ceph.state, objects=0)
+        stack_ceph.wait_until_full(ceph.state, full=False)
 
 
 def test_a_cluster_that_does_not_answer_is_an_error_in_time(

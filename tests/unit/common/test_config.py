@@ -42,6 +42,11 @@ def test_values_are_read_into_their_sections() -> None:
         ({"storage": {"pools": {"vms": {"drivr": "x"}}}}, "storage.pools.vms.drivr", "did you mean 'driver'"),
         ({"node": []}, "node", "must be a mapping"),
         ({"sandbox": {"first_uid": 1000}}, "sandbox.first_uid", "at least 65536"),
+        ({"node": {"transfers": 0}}, "node.transfers", "at least 1"),
+        ({"node": {"transfer_address": "hv1"}}, "node.transfer_address", "IP address"),
+        ({"node": {"transfer_address": "0.0.0.0"}}, "node.transfer_address", "one address"),
+        ({"node": {"transfer_ports": "7400-70000"}}, "node.transfer_ports", "range"),
+        ({"node": {"transfer_ports": "7409-7400"}}, "node.transfer_ports", "range"),
         (
             {"api": {"listen": {"address": "0.0.0.0"}, "authentication": {"enabled": False}}},
             "api.authentication.enabled",

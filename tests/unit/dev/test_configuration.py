@@ -21,7 +21,7 @@ def place(tmp_path: Path) -> State:
 
 def test_daemons_accept_it(place: State) -> None:
     config = parse_config(configuration.document(place, "/secrets"))
-    assert config.node.name == configuration.NODE
+    assert config.node.name == "hv1"
     assert config.api.listen.address == "127.0.0.1"
     assert config.hypervisor.libvirt_uri == libvirt.uri(place)
     assert config.database.password_file == "/secrets/database.password"
@@ -40,6 +40,31 @@ def test_pool_can_be_one_of_ceph(tmp_path: Path) -> None:
         place.create("directory")
     place.create()
     assert place.pool_kind == "ceph"
+
+
+def test_nodes_share_nothing_but_database_queue_and_ceph(tmp_path: Path) -> None:
+    place = State(tmp_path)
+    place.create(nodes=2)
+    place.choose_ports(running=False)
+    first, second = (parse_config(configuration.document(place, "/secrets", node)) for node in (1, 2))
+    assert (first.node.name, second.node.name) == ("hv1", "hv2")
+    assert (first.database, first.queue) == (second.database, second.queue)
+    assert first.hypervisor.libvirt_uri != second.hypervisor.libvirt_uri
+    assert first.hypervisor.console_directory != second.hypervisor.console_directory
+    assert first.state_directory != second.state_directory
+    assert first.storage.pools["vms"].path != second.storage.pools["vms"].path
+    assert libvirt.host_uuid(place, 1) != libvirt.host_uuid(place, 2)
+
+
+def test_number_of_nodes_is_remembered_and_grows_only(tmp_path: Path) -> None:
+    place = State(tmp_path)
+    assert place.nodes == 1
+    place.create()
+    place.create(nodes=3)
+    place.create()
+    assert place.nodes == 3
+    with pytest.raises(WrongState, match="it has 3 nodes"):
+        place.create(nodes=2)
 
 
 def test_scripts_do_not_see_the_state(place: State) -> None:

@@ -23,7 +23,21 @@ from pvccommon.errors import NotFound, WrongState
     ],
 )
 def test_services_are_chosen_in_the_order_of_starting(names: tuple[str, ...], chosen: list[str]) -> None:
-    assert [cls.name for cls in select(names)] == chosen
+    assert [part.name for part in select(names)] == chosen
+
+
+@pytest.mark.parametrize(
+    "names, chosen",
+    [
+        (("libvirt",), ["virtlogd", "virtlogd2", "libvirtd", "libvirtd2"]),
+        (("api", "nodes"), ["api", "node", "node2"]),
+        (("node",), ["node"]),
+        (("hv1", "hv2"), ["node", "node2"]),
+        (("libvirtd2", "redis"), ["redis", "libvirtd2"]),
+    ],
+)
+def test_services_of_several_nodes(names: tuple[str, ...], chosen: list[str]) -> None:
+    assert [part.name for part in select(names, nodes=2)] == chosen
 
 
 def test_unknown_service_is_named_with_the_known_ones() -> None:
@@ -35,7 +49,7 @@ def test_unknown_service_is_named_with_the_known_ones() -> None:
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["up", "--nodes", "3"], "one node"),
+        (["up", "--nodes", "0"], "1 to 9"),
         (["up", "--set", "nonsense"], "SECTION.KEY=VALUE"),
         (["env"], "there is none"),
         (["logs", "redis"], "there is none"),

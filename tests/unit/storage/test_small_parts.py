@@ -18,7 +18,7 @@ from pvccommon.storage.image_lock import is_in_use, lock_file
 from pvccommon.storage.loop import LoopConfig, LoopInfo64
 from pvccommon.storage.partition import BlkpgIoctlArg, BlkpgPartition
 from pvccommon.storage.pool import check_name, check_size
-from pvccommon.storage.sparse import PIECE_BYTES, read_pieces, write_sparse
+from pvccommon.storage.sparse import PIECE_BYTES, FileWriter, data_runs, read_pieces
 
 GIB = 1024**3
 
@@ -114,7 +114,10 @@ class TestSparse:
     def test_content_survives_and_zeros_take_no_space(self, tmp_path: Path) -> None:
         data = (os.urandom(5000) + bytes(3 * PIECE_BYTES) + os.urandom(100)).ljust(5 * PIECE_BYTES, b"\0")
         fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
-        write_sparse(fd, io.BytesIO(data), len(data), "import")
+        os.ftruncate(fd, len(data))
+        writer = FileWriter(fd, len(data), "import")
+        for offset, piece in data_runs(io.BytesIO(data), len(data), "import"):
+            writer.write(offset, bytes(piece))
         assert b"".join(read_pieces(fd, len(data))) == data
         assert os.fstat(fd).st_blocks * 512 < PIECE_BYTES
         os.close(fd)
