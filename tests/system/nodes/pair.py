@@ -115,7 +115,7 @@ class Pair(Cluster):
         return found | {f"node2 {path}" for path in (self.stack.state / "node2").rglob("*")}
 
 
-def wait_for(condition: Callable[[], bool], what: str | Callable[[], str], timeout_s: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], what: str | Callable[[], str], timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
