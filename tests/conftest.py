@@ -1,12 +1,18 @@
-"""What all tests share: one Ceph for a whole run, because it takes a while to start."""
+"""What all tests share: Ctrl-C, and one Ceph for a whole run, because it takes a while to start."""
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from devstack import Stack, temporary_stack
+
+
+def pytest_configure() -> None:
+    """A shell's background jobs, and what they start, ignore Ctrl-C; tests send it to programs of theirs."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
