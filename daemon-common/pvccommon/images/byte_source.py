@@ -21,6 +21,20 @@ def read_fully(source: ByteSource, length: int) -> bytes:
     return b"".join(parts)
 
 
+class Peeked:
+    """A stream whose beginning was looked at: `head` is that, and comes again by reading."""
+
+    def __init__(self, source: ByteSource, length: int) -> None:
+        self.head = read_fully(source, length)
+        self._source = source
+        self._left = self.head
+
+    def read(self, length: int, /) -> bytes:
+        """The next bytes, at most `length`."""
+        data, self._left = self._left[:length], self._left[length:]
+        return data or self._source.read(length)
+
+
 def drain(source: ByteSource) -> int:
     """Read to the end and count; nothing is kept."""
     count = 0

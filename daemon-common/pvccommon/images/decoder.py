@@ -6,12 +6,13 @@ in bytes; SYSTEM is the one to take of an OVA that describes several.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from pvccommon.errors import Internal, PvcError, WrongInput
-from pvccommon.images.byte_source import drain
+from pvccommon.images.byte_source import Peeked, drain
 from pvccommon.images.file_name import shown
+from pvccommon.images.formats import qemu_format
 from pvccommon.images.frames import (
     END,
     ERROR,
@@ -22,16 +23,18 @@ from pvccommon.images.frames import (
     write_document,
 )
 from pvccommon.images.hardware import Offer, choose_system, offer_hardware
-from pvccommon.images.iso import IsoStream
+from pvccommon.images.iso import iso_stream
 from pvccommon.images.ova import OvaMember, OvaReader
+from pvccommon.images.ovf_model import Ovf
+from pvccommon.images.raw_image import raw_warnings
 from pvccommon.images.streamoptimized import StreamOptimizedDecoder
+from pvccommon.images.vmdk_header import CONVERT_HINT
 from pvccommon.storage.pool import SECTOR_BYTES, ByteSource
 from pvccommon.storage.sparse import data_runs
 
 RAW, VMDK, ISO, OVA = "raw", "vmdk", "iso", "ova"
 ISO_DISK: Final = "iso"
 FIRST_DISK: Final = "sda"
-PLAIN_HINT: Final = "convert it: qemu-img convert -O vmdk -o subformat=streamOptimized OLD NEW"
 BUFFER_BYTES: Final = 1024**2
 
 
@@ -55,28 +58,29 @@ def decode(
     if kind == OVA:
         _decode_ova(source, sink, system)
     elif kind == ISO:
-        _decode_single(source, sink, ISO_DISK, IsoStream(source), size_bytes)
+        _decode_single(sink, ISO_DISK, iso_stream(source, size_bytes), size_bytes)
     elif form == VMDK:
         _decode_stream(source, sink)
     elif form != RAW:
         raise WrongInput(
-            "read the image", f"images of format {shown(form)} cannot be read as a stream", PLAIN_HINT
+            "read the image", f"images of format {shown(form)} cannot be read as a stream", CONVERT_HINT
         )
     else:
-        _decode_single(source, sink, FIRST_DISK, source, size_bytes)
+        stream = Peeked(source, SECTOR_BYTES)
+        _decode_single(sink, FIRST_DISK, stream, size_bytes, raw_warnings(stream.head, size_bytes))
     if source.read(1):
         raise WrongInput("read the image", f"there is more after the {size_bytes} bytes announced")
 
 
 def _decode_single(
-    source: ByteSource, sink: ByteSink, disk_id: str, stream: ByteSource, size_bytes: int
+    sink: ByteSink, disk_id: str, stream: ByteSource, size_bytes: int, warnings: Sequence[str] = ()
 ) -> None:
     size = -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES
     write_document(sink, PLAN, _plan([(disk_id, size)]))
     write_document(sink, NEXT, {"position": 0})
     for offset, data in data_runs(stream, size_bytes, "read the image"):
         write_data(sink, offset, bytes(data))
-    write_document(sink, END, {"warnings": [], "verified": {}})
+    write_document(sink, END, {"warnings": list(warnings), "verified": {}})
 
 
 def _decode_stream(source: ByteSource, sink: ByteSink) -> None:
@@ -91,6 +95,7 @@ def _decode_stream(source: ByteSource, sink: ByteSink) -> None:
 def _decode_ova(source: ByteSource, sink: ByteSink, system: str | None) -> None:
     ova = OvaReader(source)
     offer = offer_hardware(choose_system(ova.ovf, system))
+    _check_formats(ova.ovf, offer)
     disks = [(disk.disk_id, disk.size_bytes) for disk in offer.disks]
     write_document(sink, PLAN, _plan(disks, offer))
     by_file = {disk.file: position for position, disk in enumerate(offer.disks) if disk.file}
@@ -116,14 +121,25 @@ def _member_runs(member: OvaMember, form: str | None, capacity_bytes: int) -> It
             )
             raise WrongInput(what, why)
         yield from decoder.runs()
-    elif form == RAW:
+    else:
         if member.size_bytes > capacity_bytes:
             raise WrongInput(what, f"it has {member.size_bytes} bytes; the OVF announces {capacity_bytes}")
         for offset, data in data_runs(member, member.size_bytes, what):
             yield offset, bytes(data)
-    else:
-        hint = "convert it: qemu-img convert -O vmdk -o subformat=streamOptimized"
-        raise WrongInput(what, f"disks of format {form} cannot be read out of an archive", hint)
+
+
+def _check_formats(ovf: Ovf, offer: Offer) -> None:
+    """Before anything is made, whether all disks are of a format that can be read as it comes."""
+    used = {disk.ovf_disk for disk in offer.disks}
+    for disk in ovf.disks:
+        if disk.id in used and disk.file and disk.format not in (VMDK, RAW):
+            convert = f"qemu-img convert -f {qemu_format(str(disk.format))} -O vmdk"
+            raise WrongInput(
+                f"read {shown(disk.file.href)}",
+                f"disks of format {disk.format} cannot be read out of an archive",
+                f"convert it: {convert} -o subformat=streamOptimized OLD NEW.vmdk; then give the OVF the new "
+                "name and format, and archive both again without a manifest",
+            )
 
 
 def _write_runs(sink: ByteSink, runs: Iterator[tuple[int, bytes]]) -> None:

@@ -22,6 +22,7 @@ MOST_REDIRECTS: Final = 5
 TIMEOUT_S: Final = 60.0  # for each answer and each piece
 PIECE_BYTES: Final = 256 * 1024
 LONGEST_URL: Final = 4096
+LONGEST_LENGTH: Final = 30  # digits
 REDIRECTS: Final = (301, 302, 303, 307, 308)
 PORTS: Final = {"http": 80, "https": 443}
 HEADERS: Final = {"User-Agent": "pvc", "Accept-Encoding": "identity", "Connection": "close"}
@@ -91,9 +92,17 @@ def open_url(url: str, allowed: Collection[Network]) -> http.client.HTTPResponse
         answer = request(parts, allowed)
         if answer.status not in REDIRECTS:
             return answer
-        url = urljoin(url, answer.headers.get("Location", ""))
+        url = redirected(url, answer.headers.get("Location", ""))
         answer.close()
     raise WrongInput("fetch the image", f"it is redirected more than {MOST_REDIRECTS} times")
+
+
+def redirected(url: str, location: str) -> str:
+    """Where a redirection leads. Raises WrongInput."""
+    try:
+        return urljoin(url, location)
+    except ValueError as exc:
+        raise WrongInput("fetch the image", f"it is redirected to a malformed URL: {exc}") from exc
 
 
 def request(parts: SplitResult, allowed: Collection[Network]) -> http.client.HTTPResponse:
@@ -136,6 +145,8 @@ def size_of(answer: http.client.HTTPResponse) -> int:
     length = answer.headers.get("Content-Length", "")
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         raise WrongInput(what, "the server sends it compressed, although asked not to")
+    if len(length) > LONGEST_LENGTH:
+        raise WrongInput(what, f"the server gives it a length of {len(length)} digits")
     if not length.isdecimal() or not 0 < int(length) < 1 << 60:
         raise WrongInput(what, "the server does not say how long the file is", "upload it instead")
     return int(length)

@@ -1,25 +1,20 @@
-"""CD-ROM images: a stream that is refused unless it holds an ISO 9660 file system (ECMA-119, 8.4)."""
+"""CD-ROM images as streams: refused unless they hold an ISO 9660 file system that is all there."""
 
 from typing import Final
 
-from pvccommon.errors import WrongInput
-from pvccommon.images.byte_source import read_fully
+from pvccommon.images.byte_reader import PrefixReader
+from pvccommon.images.byte_source import Peeked
+from pvccommon.images.inspection import Inspection
+from pvccommon.images.iso9660 import FIRST_DESCRIPTOR, MAX_DESCRIPTORS, SECTOR_BYTES, find_volume
+from pvccommon.images.limits import DEFAULT_LIMITS
 from pvccommon.storage.pool import ByteSource
 
-DESCRIPTOR_OFFSET: Final = 16 * 2048
-PRIMARY: Final = b"\x01CD001\x01"
+HEAD_BYTES: Final = (FIRST_DESCRIPTOR + MAX_DESCRIPTORS) * SECTOR_BYTES
 
 
-class IsoStream:
-    """The stream itself, its beginning looked at first. Raises WrongInput."""
-
-    def __init__(self, source: ByteSource) -> None:
-        self._source = source
-        self._head = read_fully(source, DESCRIPTOR_OFFSET + len(PRIMARY))
-        if self._head[DESCRIPTOR_OFFSET:] != PRIMARY:
-            raise WrongInput("read the ISO image", "it has no ISO 9660 volume descriptor")
-
-    def read(self, length: int, /) -> bytes:
-        """The next bytes, at most `length`."""
-        data, self._head = self._head[:length], self._head[length:]
-        return data or self._source.read(length)
+def iso_stream(source: ByteSource, size_bytes: int) -> Peeked:
+    """The stream itself, its descriptors looked at. Raises WrongInput: no such file system, or cut off."""
+    stream = Peeked(source, HEAD_BYTES)
+    reader = PrefixReader(stream.head, min(size_bytes, len(stream.head)))
+    find_volume(Inspection(reader, DEFAULT_LIMITS), size_bytes)
+    return stream

@@ -16,6 +16,18 @@ SECTION_HEADERS: Final = (0x90, 0x91)
 
 def inspect_iso9660(image: Inspection) -> ImageInfo:
     """Raises WrongInput: no primary volume descriptor, or a volume larger than the file."""
+    primary, catalog = find_volume(image, image.reader.size_bytes)
+    name = primary[40:72].decode("ascii", "replace").strip(" \0")
+    image.features.append(f"volume {name!r}")
+    image.features += [f"boots by {platform}" for platform in _platforms(image, catalog)]
+    return image.info("iso", "bootable" if catalog else "data", -(-image.reader.size_bytes // 512) * 512)
+
+
+def find_volume(image: Inspection, size_bytes: int) -> tuple[bytes, int]:
+    """(primary descriptor, sector of the boot catalog or 0), both among the first sectors.
+
+    `size_bytes`: of the whole file. Raises WrongInput.
+    """
     primary, catalog = b"", 0
     for index in range(MAX_DESCRIPTORS):
         place = (FIRST_DESCRIPTOR + index) * SECTOR_BYTES
@@ -36,22 +48,19 @@ def inspect_iso9660(image: Inspection) -> ImageInfo:
         image.refuse(f"the image has more than {MAX_DESCRIPTORS} volume descriptors")
     if not primary:
         image.refuse("the image has no primary volume descriptor")
-    _check_size(image, primary)
-    name = primary[40:72].decode("ascii", "replace").strip(" \0")
-    image.features.append(f"volume {name!r}")
-    image.features += [f"boots by {platform}" for platform in _platforms(image, catalog)]
-    return image.info("iso", "bootable" if catalog else "data", -(-image.reader.size_bytes // 512) * 512)
+    _check_size(image, primary, size_bytes)
+    return primary, catalog
 
 
-def _check_size(image: Inspection, primary: bytes) -> None:
+def _check_size(image: Inspection, primary: bytes, size_bytes: int) -> None:
     """Numbers stand twice, little and big endian."""
     blocks, block = int.from_bytes(primary[80:84], "little"), int.from_bytes(primary[128:130], "little")
     if blocks != int.from_bytes(primary[84:88], "big") or block != int.from_bytes(primary[130:132], "big"):
         image.refuse("the ISO image gives two different sizes; it is damaged")
     if block not in (512, 1024, 2048):
         image.refuse(f"the ISO image has blocks of {block} bytes")
-    if blocks * block > image.reader.size_bytes:
-        image.refuse(f"the ISO image is cut off: {image.reader.size_bytes} of {blocks * block} bytes")
+    if blocks * block > size_bytes:
+        image.refuse(f"the ISO image is cut off: {size_bytes} of {blocks * block} bytes")
 
 
 def _platforms(image: Inspection, catalog: int) -> list[str]:

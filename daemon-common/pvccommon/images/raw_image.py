@@ -16,11 +16,19 @@ def inspect_raw(image: Inspection) -> ImageInfo:
     """The virtual size is that of the file, rounded up to whole sectors."""
     size = image.reader.size_bytes
     head = image.reader.read_at(0, SECTOR_BYTES)
-    for magic, name in OTHER_MAGICS:
-        if head.startswith(magic):
-            image.warnings.append(f"the image begins like {name}, and is taken as raw data all the same")
-    if size % SECTOR_BYTES:
-        image.warnings.append("the image is filled up with zeros to whole sectors")
+    image.warnings += raw_warnings(head, size)
     if head[510:512] == b"\x55\xaa":
         image.features.append("boot record")
     return image.info("raw", "", -(-size // SECTOR_BYTES) * SECTOR_BYTES)
+
+
+def raw_warnings(head: bytes, size_bytes: int) -> list[str]:
+    """What speaks against an image being raw; `head` is its first sector."""
+    found = [
+        f"the image begins like {name}, and is taken as raw data all the same"
+        for magic, name in OTHER_MAGICS
+        if head.startswith(magic)
+    ]
+    if size_bytes % SECTOR_BYTES:
+        found.append("the image is filled up with zeros to whole sectors")
+    return found

@@ -22,6 +22,7 @@ from pvccommon.images.limits import DEFAULT_LIMITS, MIB, Limits
 from pvccommon.images.vmdk_descriptor import parse_descriptor
 from pvccommon.images.vmdk_header import (
     AT_END,
+    CONVERT_HINT,
     SECTOR_BYTES,
     TABLE_BYTES,
     TABLE_ENTRIES,
@@ -32,7 +33,6 @@ from pvccommon.images.vmdk_header import (
 from pvccommon.storage.pool import ByteSource
 
 WHAT: Final = "decode the VMDK stream"
-CONVERT_HINT: Final = "qemu-img convert -O vmdk -o subformat=streamOptimized"
 BUFFER_BYTES: Final = 1 * MIB
 # Smaller grains would mean more tables than fit in memory.
 MIN_GRAIN_SECTORS: Final = 128
@@ -75,7 +75,7 @@ class StreamOptimizedDecoder:
     def _check_header(self) -> None:
         header = self.header
         if not header.is_stream:
-            _refuse("the VMDK is not streamOptimized: its data is not in a stream of grains")
+            _refuse("the VMDK is not streamOptimized: its data is not in a stream of grains", CONVERT_HINT)
         if header.grain < MIN_GRAIN_SECTORS:
             _refuse(
                 f"the VMDK has grains of {header.grain} sectors; a stream needs at least {MIN_GRAIN_SECTORS}"

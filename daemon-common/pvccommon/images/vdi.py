@@ -28,8 +28,10 @@ def inspect_vdi(image: Inspection) -> ImageInfo:
     ) = _HEADER.unpack_from(data)  # fmt: skip
     if version != 0x00010001:
         image.refuse(f"the VDI has the version {version >> 16}.{version & 0xFFFF}; 1.1 is read")
-    if kind not in TYPES or any(link) or any(parent):
-        image.refuse("the VDI stands on another image (a snapshot or differencing image)", CONVERT_HINT)
+    if kind not in TYPES:
+        image.refuse(f"the VDI stands on another image: it is of type {kind}", CONVERT_HINT)
+    if any(link) or any(parent):
+        image.refuse("the VDI stands on another image: it names a parent", CONVERT_HINT)
     if block != MIB or extra or sector != 512:
         image.refuse(f"the VDI has blocks of {block} bytes and sectors of {sector}; 1 MiB and 512 are read")
     image.check_virtual_size(size)

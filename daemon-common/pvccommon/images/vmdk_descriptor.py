@@ -15,6 +15,7 @@ from typing import Final, NoReturn
 
 from pvccommon.errors import WrongInput
 from pvccommon.images.file_name import name_problem, shown
+from pvccommon.images.vmdk_header import CONVERT_HINT
 
 NO_PARENT: Final = "ffffffff"
 CREATE_TYPES: Final = ("monolithicSparse", "streamOptimized")
@@ -77,8 +78,7 @@ def _check_settings(what: str, settings: dict[str, str]) -> None:
         _refuse(what, f"names a parent image, {shown(name)}", "flatten the image first")
     create_type = settings.get("createtype", "")
     if create_type not in CREATE_TYPES:
-        hint = "qemu-img convert -O vmdk -o subformat=streamOptimized"
-        _refuse(what, f"is of type {shown(create_type)}, not one of {', '.join(CREATE_TYPES)}", hint)
+        _refuse(what, f"is of type {shown(create_type)}, not one of {', '.join(CREATE_TYPES)}", CONVERT_HINT)
 
 
 def _sectors(what: str, extents: list[re.Match[str]]) -> int:

@@ -19,6 +19,7 @@ DEFLATE: Final = 1
 LINE_ENDS: Final = b"\n \r\n"
 MAX_DESCRIPTOR_SECTORS: Final = 128
 MIN_GRAIN_SECTORS, MAX_GRAIN_SECTORS = 8, 2048
+CONVERT_HINT: Final = "convert it: qemu-img convert -O vmdk -o subformat=streamOptimized OLD NEW"
 
 _LAYOUT = struct.Struct("<4sIIQQQQIQQQB4sH")
 
@@ -67,7 +68,7 @@ def parse_sparse_header(what: str, block: bytes, limits: Limits) -> SparseHeader
     """Read and check a header. Raises WrongInput with the reason."""
     for magic, why in _OTHER_MAGICS:
         if block.startswith(magic):
-            _refuse(what, f"the image {why}", "qemu-img convert -O vmdk -o subformat=streamOptimized")
+            _refuse(what, f"the image {why}", CONVERT_HINT)
     if len(block) < SECTOR_BYTES or block[:4] != MAGIC:
         _refuse(what, "the image is not a VMDK: wrong magic")
     (

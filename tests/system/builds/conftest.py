@@ -12,6 +12,7 @@ from devstack import Stack, temporary_stack
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+sys.path.append(str(Path(__file__).parents[2] / "unit" / "images"))
 
 from cluster import SETTINGS, Cluster
 

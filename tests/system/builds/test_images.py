@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import image_samples
 import pytest
 from cluster import Cluster, processes
 from image_files import ova
@@ -62,7 +63,7 @@ def vmdk(directory: Path, raw: Path) -> bytes:
 
 def iso(size_bytes: int) -> bytes:
     """As much of an ISO 9660 file system as is looked at."""
-    return (bytes(16 * 2048) + b"\x01CD001\x01").ljust(size_bytes, b"\0")
+    return image_samples.iso().ljust(size_bytes, b"\0")
 
 
 def test_images_of_every_kind(cluster: Cluster, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_raw_and_stream_give_the_same_disk(raw: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_iso_is_refused(raw: Path) -> None:
-    with pytest.raises(WrongInput, match="no ISO 9660"):
+    with pytest.raises(WrongInput, match="not ISO 9660"):
         decode(raw, "iso", "iso")
 
 
