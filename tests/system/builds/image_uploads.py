@@ -53,17 +53,27 @@ def ancestors(pid: int) -> Iterator[int]:
 
 
 def post(cluster: Cluster, name: str, data: Any, size_bytes: int, **more: Any) -> requests.Response:
-    body = FileBody(io.BytesIO(data)) if isinstance(data, bytes) else data
     query = {"kind": "disk", "format": "raw", "pool": "vms", "file_size": size_bytes} | more
-    return cluster.upload(f"{IMAGES}/{name}", body, **query)
+    return cluster.upload(f"{IMAGES}/{name}", _body(data), **query)
+
+
+def post_ova(cluster: Cluster, name: str, data: bytes) -> requests.Response:
+    """As existing clients do."""
+    return cluster.upload(f"/provisioner/ova/{name}", _body(data), pool="vms", ova_size=len(data))
+
+
+def _body(data: Any) -> FileBody:
+    return FileBody(io.BytesIO(data)) if isinstance(data, bytes) else data
 
 
 class Tus:
     """An upload in chunks."""
 
-    def __init__(self, cluster: Cluster, name: str, size_bytes: int, kind: str, form: str) -> None:
+    def __init__(
+        self, cluster: Cluster, name: str, size_bytes: int, kind: str, form: str, **more: str
+    ) -> None:
         self._headers = {"X-Api-Key": cluster.environment["PVC_API_KEY"], "Tus-Resumable": "1.0.0"}
-        values = {"name": name, "kind": kind, "format": form, "pool": "vms"}
+        values = {"name": name, "kind": kind, "format": form, "pool": "vms", **more}
         metadata = ",".join(
             f"{key} {base64.b64encode(text.encode()).decode()}" for key, text in values.items()
         )
