@@ -63,8 +63,9 @@ auth client required = cephx
 osd pool default size = 1
 osd pool default min size = 1
 osd pool default pg autoscale mode = off
-# A restarted OSD serves nothing while somebody might read from its former self: 2 seconds, not 16.
-osd pool default read lease ratio = 0.1
+# Ceph 16 never serves again what it could not renew its lease for in time, if no other OSD has a copy: ten
+# minutes outlast any pause. Of an OSD that is started again the monitor is told that its former self is dead.
+osd pool default read lease ratio = 30
 osd crush chooseleaf type = 0
 keyring = {directory}/ceph.$name.keyring
 
@@ -296,6 +297,7 @@ class CephOsd(CephDaemon):
 
     def prepare(self) -> None:
         if (self.data / "ready").exists():
+            ceph(self.state, "osd", "down", OSD, "--definitely-dead")
             return
         shutil.rmtree(self.data, ignore_errors=True)
         self.make_data()
