@@ -35,7 +35,10 @@ from pvccommon.storage.sparse import data_runs
 RAW, VMDK, ISO, OVA = "raw", "vmdk", "iso", "ova"
 ISO_DISK: Final = "iso"
 FIRST_DISK: Final = "sda"
-BUFFER_BYTES: Final = 1024**2
+# Small, because larger pieces go past it without being copied.
+BUFFER_BYTES: Final = 64 * 1024
+
+Runs = Iterator[tuple[int, memoryview]]  # of a disk: offset and content of what is not zero
 
 
 class _Counted:
@@ -78,8 +81,7 @@ def _decode_single(
     size = -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES
     write_document(sink, PLAN, _plan([(disk_id, size)]))
     write_document(sink, NEXT, {"position": 0})
-    for offset, data in data_runs(stream, size_bytes, "read the image"):
-        write_data(sink, offset, bytes(data))
+    _write_runs(sink, data_runs(stream, size_bytes, "read the image"))
     write_document(sink, END, {"warnings": list(warnings), "verified": {}})
 
 
@@ -110,7 +112,7 @@ def _decode_ova(source: ByteSource, sink: ByteSink, system: str | None) -> None:
     write_document(sink, END, {"warnings": warnings, "verified": report.verified})
 
 
-def _member_runs(member: OvaMember, form: str | None, capacity_bytes: int) -> Iterator[tuple[int, bytes]]:
+def _member_runs(member: OvaMember, form: str | None, capacity_bytes: int) -> Runs:
     """The data of a disk's file, whose format is the one the OVF gives."""
     what = f"read {shown(member.name)}"
     if form == VMDK:
@@ -124,8 +126,7 @@ def _member_runs(member: OvaMember, form: str | None, capacity_bytes: int) -> It
     else:
         if member.size_bytes > capacity_bytes:
             raise WrongInput(what, f"it has {member.size_bytes} bytes; the OVF announces {capacity_bytes}")
-        for offset, data in data_runs(member, member.size_bytes, what):
-            yield offset, bytes(data)
+        yield from data_runs(member, member.size_bytes, what)
 
 
 def _check_formats(ovf: Ovf, offer: Offer) -> None:
@@ -142,7 +143,7 @@ def _check_formats(ovf: Ovf, offer: Offer) -> None:
             )
 
 
-def _write_runs(sink: ByteSink, runs: Iterator[tuple[int, bytes]]) -> None:
+def _write_runs(sink: ByteSink, runs: Runs) -> None:
     for offset, data in runs:
         write_data(sink, offset, data)
 

@@ -31,7 +31,7 @@ _HEAD: Final = struct.Struct("<cIQ")
 class ByteSink(Protocol):
     """Something to write frames to, such as a buffered pipe."""
 
-    def write(self, data: bytes, /) -> Any: ...
+    def write(self, data: bytes | memoryview, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Frame:
     document: dict[str, Any]
 
 
-def write_data(sink: ByteSink, offset: int, data: bytes) -> None:
+def write_data(sink: ByteSink, offset: int, data: bytes | memoryview) -> None:
     """Data of the current disk, in frames of bounded size."""
     for start in range(0, len(data), MAX_DATA_BYTES):
         piece = data[start : start + MAX_DATA_BYTES]

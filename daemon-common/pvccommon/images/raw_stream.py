@@ -9,7 +9,7 @@ ZEROS: Final = bytes(1024 * 1024)
 class RawStream:
     """Exactly `size_bytes`: the runs, ascending and not overlapping, and zeros between and after them."""
 
-    def __init__(self, runs: Iterator[tuple[int, bytes]], size_bytes: int) -> None:
+    def __init__(self, runs: Iterator[tuple[int, bytes | memoryview]], size_bytes: int) -> None:
         self._runs = runs
         self._size_bytes = size_bytes
         self._position = 0
@@ -20,7 +20,8 @@ class RawStream:
     def read(self, length: int, /) -> bytes:
         """The next bytes, maybe fewer than asked for; empty only after the runs have ended, too."""
         while not self._ended and self._position >= self._start + len(self._data):
-            self._start, self._data = next(self._runs, (self._size_bytes, b""))
+            self._start, data = next(self._runs, (self._size_bytes, b""))
+            self._data = bytes(data)
             self._ended = not self._data
         if self._position >= self._size_bytes:
             return b""

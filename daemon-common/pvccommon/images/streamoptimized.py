@@ -11,13 +11,13 @@ Grains must come in ascending order, as all known writers write them; so none ca
 import io
 import os
 import struct
-import zlib
 from array import array
 from collections.abc import Generator, Iterator
 from hashlib import blake2b
 from typing import Final, NoReturn
 
 from pvccommon.errors import WrongInput
+from pvccommon.images.inflate import Buffer, InflateError, Inflater
 from pvccommon.images.limits import DEFAULT_LIMITS, MIB, Limits
 from pvccommon.images.vmdk_descriptor import parse_descriptor
 from pvccommon.images.vmdk_header import (
@@ -31,9 +31,11 @@ from pvccommon.images.vmdk_header import (
     parse_sparse_header,
 )
 from pvccommon.storage.pool import ByteSource
+from pvccommon.storage.sparse import data_blocks
 
 WHAT: Final = "decode the VMDK stream"
 BUFFER_BYTES: Final = 1 * MIB
+RUN_BYTES: Final = 1 * MIB  # the largest grain
 # Smaller grains would mean more tables than fit in memory.
 MIN_GRAIN_SECTORS: Final = 128
 MARKER_BYTES: Final = 12
@@ -53,6 +55,7 @@ class StreamOptimizedDecoder:
     def __init__(self, source: ByteSource, limits: Limits = DEFAULT_LIMITS) -> None:
         self._limits = limits
         self._input = io.BufferedReader(_Raw(source), BUFFER_BYTES)
+        self._inflater = Inflater()
         self._position = 0  # sectors
         self._directories: dict[int, array[int]] = {}
         self._tables = _Tables()
@@ -65,8 +68,8 @@ class StreamOptimizedDecoder:
         """Size of the disk."""
         return self.header.virtual_bytes
 
-    def runs(self) -> Iterator[tuple[int, bytes]]:
-        """Offset and content of what is not zero, ascending, at most a grain at a time."""
+    def runs(self) -> Iterator[tuple[int, memoryview]]:
+        """Offset and content of what is not zero, ascending, at most a MiB at a time."""
         footer = yield from self._grains()
         self._check_tables(footer)
 
@@ -120,25 +123,28 @@ class StreamOptimizedDecoder:
 
     # ---- grains
 
-    def _grains(self) -> Generator[tuple[int, bytes], None, SparseHeader | None]:
-        """The grains; returns the footer, None when there is none."""
+    def _grains(self) -> Generator[tuple[int, memoryview], None, SparseHeader | None]:
+        """The grains, neighbours together; returns the footer, None when there is none."""
         header, tables = self.header, self._tables
         grain_sectors, grain_bytes, virtual_bytes = header.grain, header.grain_bytes, header.virtual_bytes
-        zeros = bytes(grain_bytes)
+        packed = Buffer(MARKER_BYTES + 2 * grain_bytes + SECTOR_BYTES)
+        run = _Run(0)
         last = -1
         footer: SparseHeader | None = None
         while True:
-            first = self._input.read(SECTOR_BYTES)
-            if not first:
+            count = self._input.readinto(memoryview(packed.data)[:SECTOR_BYTES])
+            if not count:
+                yield from run.data()
                 return footer
-            if len(first) < MARKER_BYTES + 4:
+            if count < MARKER_BYTES + 4:
                 _refuse("the VMDK ends inside a marker; it is cut off")
-            number, size, kind = _MARKER.unpack_from(first)
+            number, size, kind = _MARKER.unpack_from(packed.data)
             position = self._position
             self._position += 1
             if size == 0:
                 if kind == END_OF_STREAM:
                     self._check_end()
+                    yield from run.data()
                     return footer
                 footer = self._read_metadata(kind, number, footer)
                 continue
@@ -148,33 +154,38 @@ class StreamOptimizedDecoder:
             if index <= last:
                 _refuse("the VMDK's grains are not in ascending order", CONVERT_HINT)
             last = index
-            data = self._inflate(first, size, min(grain_bytes, virtual_bytes - number * SECTOR_BYTES))
+            offset = number * SECTOR_BYTES
+            if offset != run.end or run.room < grain_bytes:
+                yield from run.data()
+                run = _Run(offset)
+            self._read_grain(packed, count, size)
+            self._inflate(packed, size, run, min(grain_bytes, virtual_bytes - offset))
             tables.grain(index, position)
-            if data != zeros[: len(data)]:
-                yield number * SECTOR_BYTES, data
 
-    def _inflate(self, first: bytes, size: int, wanted: int) -> bytes:
-        """The content of a grain whose first sector is read; never more than a grain and a byte is made."""
-        grain_bytes = self.header.grain_bytes
-        if size > 2 * grain_bytes:
+    def _read_grain(self, packed: Buffer, count: int, size: int) -> None:
+        """The rest of a grain whose first sector, or the `count` bytes that there are of it, is read."""
+        if size > 2 * self.header.grain_bytes:
             _refuse(f"a grain of the VMDK has {size} compressed bytes, more than can be")
         end = MARKER_BYTES + size
         if end > SECTOR_BYTES:
-            more = -(-end // SECTOR_BYTES) - 1
-            first += self._input.read(more * SECTOR_BYTES)
-            self._position += more
-        if len(first) < end:
+            whole = -(-end // SECTOR_BYTES) * SECTOR_BYTES
+            count += self._input.readinto(memoryview(packed.data)[count:whole])
+            self._position += whole // SECTOR_BYTES - 1
+        if count < end:
             _refuse("the VMDK ends inside a grain; it is cut off")
-        inflater = zlib.decompressobj()
+
+    def _inflate(self, packed: Buffer, size: int, run: "_Run", wanted: int) -> None:
+        """Add a grain's content to the run; never more than a grain is made."""
+        grain_bytes = self.header.grain_bytes
         try:
-            data = inflater.decompress(memoryview(first)[MARKER_BYTES:end], grain_bytes + 1)
-        except zlib.error as exc:
-            _refuse(f"a grain of the VMDK is damaged: {exc}")
-        if len(data) > grain_bytes:
-            _refuse("a grain of the VMDK inflates to more than its size")
-        if not inflater.eof or len(data) < wanted:
-            _refuse(f"a grain of the VMDK inflates to {len(data)} of {wanted} bytes; it is damaged")
-        return data if len(data) == wanted else data[:wanted]
+            count = self._inflater.inflate(packed, MARKER_BYTES, size, run.buffer, run.length, grain_bytes)
+        except InflateError as exc:
+            if exc.too_long:
+                _refuse("a grain of the VMDK inflates to more than its size, or is damaged")
+            _refuse("a grain of the VMDK is damaged: it cannot be inflated")
+        if count < wanted:
+            _refuse(f"a grain of the VMDK inflates to {count} of {wanted} bytes; it is damaged")
+        run.length += wanted
 
     # ---- what stands between and after the grains
 
@@ -238,6 +249,29 @@ class StreamOptimizedDecoder:
             _refuse("the VMDK's descriptor and tables overlap")
         while self._position < sector:
             self._read_sectors(min(sector - self._position, BUFFER_BYTES // SECTOR_BYTES))
+
+
+class _Run:
+    """Grains that follow each other."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+        self.length = 0
+        self.buffer = Buffer(RUN_BYTES)
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    @property
+    def room(self) -> int:
+        return RUN_BYTES - self.length
+
+    def data(self) -> Iterator[tuple[int, memoryview]]:
+        """What is not zero of it."""
+        view = memoryview(self.buffer.data)
+        for start, end in data_blocks(self.buffer.data, self.length):
+            yield self.start + start, view[start:end]
 
 
 class _Tables:

@@ -216,7 +216,7 @@ HOSTILE = {
     "a byte too few": (bad_grain(grain(0, bytes(GRAIN - 1))), f"inflates to {GRAIN - 1} of {GRAIN} bytes"),
     "cut deflate": (
         bad_grain(grain(0, b"", compressed=zlib.compress(content(0))[:-1])),
-        "bytes; it is damaged",
+        "a grain of the VMDK is damaged",
     ),
     "no deflate": (bad_grain(grain(0, b"", compressed=b"x" * 100)), "a grain of the VMDK is damaged"),
     "wrong checksum": (
