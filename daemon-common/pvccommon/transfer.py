@@ -210,7 +210,7 @@ class Receiver:
     def __init__(self, channel: Channel, first: Frame | None = None) -> None:
         self._channel = channel
         self._position = 0
-        self._data = memoryview(b"")
+        self._data: bytes | memoryview = b""
         self._data_offset = 0  # up to here zeros are read
         self._ended = False
         if first is not None:
@@ -236,7 +236,11 @@ class Receiver:
         return ZEROS[:length]
 
     def _piece(self, size: int) -> bytes:
-        piece, self._data = bytes(self._data[:size]), self._data[size:]
+        if isinstance(self._data, bytes) and len(self._data) <= size:
+            piece, self._data = self._data, b""
+        else:
+            view = memoryview(self._data)
+            piece, self._data = bytes(view[:size]), view[size:]
         self._position += len(piece)
         self._data_offset = self._position
         return piece
@@ -246,7 +250,7 @@ class Receiver:
             self._channel.read_answer(frame)
         if frame.type not in (Type.DATA, Type.END) or frame.offset < self._position:
             raise EnvironmentFault("receive data", "the other end does not keep to the protocol")
-        self._data, self._data_offset = memoryview(frame.data), frame.offset
+        self._data, self._data_offset = frame.data, frame.offset
         self._ended = frame.type is Type.END
 
 

@@ -32,8 +32,8 @@ class ChunkStream:
         self._idle_s = idle_s
         self._on_idle = on_idle
         self._changed = threading.Condition()
-        self._waiting: bytes | None = None
-        self._current = memoryview(b"")
+        self._waiting: bytearray | None = None
+        self._current = memoryview(bytearray())
         self._error: PvcError | None = None
         self._heard = time.monotonic()
 
@@ -41,7 +41,7 @@ class ChunkStream:
         """The uploader lives."""
         self._heard = time.monotonic()
 
-    def put(self, offset: int, chunk: bytes) -> bool:
+    def put(self, offset: int, chunk: bytearray) -> bool:
         """Take a chunk; False when another offset is wanted. Raises what has ended the stream."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._waiting is None or self._error, ROOM_S):
@@ -79,7 +79,7 @@ class ChunkStream:
             if self._error:
                 raise self._error
             if not self._current:
-                self._current, self._waiting = memoryview(self._waiting or b""), None
+                self._current, self._waiting = memoryview(self._waiting or bytearray()), None
                 self._changed.notify_all()
         piece, self._current = self._current[:size], self._current[size:]
         return bytes(piece)
@@ -132,12 +132,10 @@ class UploadSession:
 
         `checksum`: algorithm and hexadecimal digest. Raises WrongInput for one that is too long.
         """
-        chunk = self._receive(channel)
-        if checksum is not None:
-            algorithm, digest = checksum
-            right = hmac.compare_digest(hashlib.new(algorithm, chunk).hexdigest(), digest.lower())
-            if not right:
-                return self.state() | {"refused": "checksum"}
+        algorithm, digest = checksum or (None, "")
+        chunk, found = self._receive(channel, algorithm)
+        if not hmac.compare_digest(found, digest.lower()):
+            return self.state() | {"refused": "checksum"}
         if offset + len(chunk) > self._stream.size_bytes:
             raise WrongInput(self.what, f"there is more than the {self._stream.size_bytes} bytes announced")
         try:
@@ -152,14 +150,18 @@ class UploadSession:
             self._import.ended.wait(FINISH_S)
         return self.verdict() or (self.state() if taken else self.state() | {"refused": "offset"})
 
-    def _receive(self, channel: Channel) -> bytes:
+    def _receive(self, channel: Channel, algorithm: str | None) -> tuple[bytearray, str]:
+        """(The chunk, its digest), computed while the chunk comes; no digest without an algorithm."""
         chunk = bytearray()
+        digest = hashlib.new(algorithm) if algorithm else None
         for piece in Receiver(channel).pieces():
             self._stream.touch()
             chunk += piece
             if len(chunk) > CHUNK_BYTES:
                 raise WrongInput(self.what, f"a chunk has more than {CHUNK_BYTES} bytes")
-        return bytes(chunk)
+            if digest:
+                digest.update(piece)
+        return chunk, digest.hexdigest() if digest else ""
 
     def _refusal(self, why: str, refused: bool) -> Json | None:
         return self.state() | {"refused": why} if refused else None
