@@ -14,19 +14,22 @@ from dataclasses import replace
 from typing import IO, Any
 
 from pvccommon import names
-from pvccommon.errors import EnvironmentFault, PvcError, WrongInput
+from pvccommon.errors import EnvironmentFault, PvcError, TimedOut, WrongInput
 from pvccommon.images.byte_source import PIECE_BYTES
 from pvccommon.images.frames import DATA, END, NEXT, PLAN, Frame, read_frames
 from pvccommon.models import ImageKind, Json
 from pvccommon.storage.pool import ByteSource, StoragePool, VolumeWriter
 from pvcnoded.imports.confined import confined_program
 from pvcnoded.imports.image_rows import ImageRows, ImportRequest
+from pvcnoded.imports.stall import Stall, watched
 
 DECODER = "pvccommon.images.decoder"
 MIB = 1024**2
 # A slow processor inflates more than this of a compressed image in a second.
 BYTES_PER_CPU_SECOND = 4 * MIB
 LEAST_CPU_S = 600
+# Between two pieces of its input or output a decoder has work for seconds.
+STALL_S = 300
 OnProgress = Callable[[int], None]  # bytes taken so far
 
 
@@ -90,13 +93,16 @@ class Importer:
         arguments = [request.kind, request.format, str(request.size_bytes)]
         arguments += [request.system] if request.system else []
         cpu_s = LEAST_CPU_S + request.size_bytes // BYTES_PER_CPU_SECOND
-        with confined_program(DECODER, arguments, cpu_s=cpu_s) as program:
+        with (
+            confined_program(DECODER, arguments, cpu_s=cpu_s) as program,
+            watched(STALL_S, self._end_stalled) as stall,
+        ):
             assert program.stdin is not None and program.stdout is not None
             self._end_decoder = program.kill
-            pump = _Pump(source, program.stdin, request.size_bytes, self._on_progress)
+            pump = _Pump(source, program.stdin, request.size_bytes, self._on_progress, stall)
             pump.start()
             try:
-                end = self._take_frames(program.stdout)
+                end = self._take_frames(program.stdout, stall)
             except BaseException as exc:
                 program.kill()
                 source_error = pump.error  # why the decoder got no more, if that was it
@@ -111,19 +117,29 @@ class Importer:
             raise pump.error
         return pump.digest.hexdigest(), end
 
-    def _take_frames(self, output: IO[bytes]) -> Json:
+    def _take_frames(self, output: IO[bytes], stall: Stall) -> Json:
         self._check_not_ended()
         for frame in read_frames(output):
             self._check_not_ended()
-            if frame.kind == PLAN:
-                self._accept(frame.document)
-            elif frame.kind == NEXT:
-                self._begin_disk(frame.document)
-            elif frame.kind == DATA:
-                self._write(frame)
-            elif frame.kind == END:
+            if frame.kind == END:
                 return frame.document
+            with stall.elsewhere():
+                self._take(frame)
         raise EnvironmentFault(self._request.what, "the decoder ended early")
+
+    def _take(self, frame: Frame) -> None:
+        if frame.kind == PLAN:
+            self._accept(frame.document)
+        elif frame.kind == NEXT:
+            self._begin_disk(frame.document)
+        elif frame.kind == DATA:
+            self._write(frame)
+
+    def _end_stalled(self) -> None:
+        why = f"what reads it did nothing for {STALL_S:g} s"
+        self.end(
+            TimedOut(self._request.what, why, "try again; should it happen again, it is a defect of ours")
+        )
 
     def _check_not_ended(self) -> None:
         if self._ended is not None:
@@ -202,12 +218,15 @@ class Importer:
 class _Pump(threading.Thread):
     """Moves the source's bytes to the decoder and takes their digest on the way."""
 
-    def __init__(self, source: ByteSource, pipe: IO[bytes], size_bytes: int, on_progress: OnProgress) -> None:
+    def __init__(
+        self, source: ByteSource, pipe: IO[bytes], size_bytes: int, on_progress: OnProgress, stall: Stall
+    ) -> None:
         super().__init__(name="image pump", daemon=True)
         self._source = source
         self._pipe = pipe
         self._size_bytes = size_bytes
         self._on_progress = on_progress
+        self._stall = stall
         self.digest: Any = hashlib.sha256()
         self.error: PvcError | None = None
 
@@ -226,10 +245,14 @@ class _Pump(threading.Thread):
 
     def _move(self) -> None:
         taken = 0
-        while piece := self._source.read(PIECE_BYTES):
+        while piece := self._next(taken):
             self.digest.update(piece)
             self._pipe.write(piece)
             taken += len(piece)
-            self._on_progress(taken)
         if taken < self._size_bytes:
             raise WrongInput("read the image", f"only {taken} of {self._size_bytes} bytes came")
+
+    def _next(self, taken: int) -> bytes:
+        with self._stall.elsewhere():
+            self._on_progress(taken)
+            return self._source.read(PIECE_BYTES)

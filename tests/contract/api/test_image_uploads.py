@@ -1,12 +1,16 @@
 """Uploads of images in chunks (tus), with real imports of a node with a real pool."""
 
 import base64
+import contextlib
 import hashlib
 import itertools
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +19,7 @@ from pvccommon.config import Images
 from pvccommon.database import Database
 from pvccommon.models import Audit, Image, ImageState
 from pvccommon.storage.directory import DirectoryPool
+from pvcnoded.imports import importer
 from pvcnoded.imports import session as node_session
 
 MIB = 1024**2
@@ -312,3 +317,66 @@ def test_images_of_dead_processes_are_known_by_their_owner(
         assert image.state == ImageState.IMPORTING
         assert image.owner.startswith("hv1/")
         assert next(itertools.islice(image.owner.split("/"), 2, None)).isdigit()
+
+
+def stop_decoders() -> list[int]:
+    """Stop what reads images for this process, as if it hung; their pids."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and b"pvccommon.images.decoder" in (entry / "cmdline").read_bytes():
+                if os.getpid() in ancestors(int(entry.name)):
+                    os.kill(int(entry.name), signal.SIGSTOP)
+                    found.append(int(entry.name))
+    return found
+
+
+def ancestors(pid: int) -> list[int]:
+    found = []
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        found.append(pid)
+    return found
+
+
+@pytest.fixture
+def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importer, "STALL_S", 2)
+    monkeypatch.setattr(node_session, "FINISH_S", 0.1)
+
+
+@pytest.mark.usefixtures("short_times")
+def test_a_decoder_that_hangs_is_ended_and_the_sender_of_the_next_chunk_is_told(
+    api: Any, pool: DirectoryPool
+) -> None:
+    path = begin(api)
+    assert patch(api, path, 0, DATA[: 4 * MIB]).status_code == 204
+    stopped = stop_decoders()
+    answers = []
+    for offset in range(4 * MIB, len(DATA), 2 * MIB):  # the pipe takes some, and one waits in memory
+        answers.append(patch(api, path, offset, DATA[offset : offset + 2 * MIB]))
+        if answers[-1].status_code != 204:
+            break
+    assert "what reads it did nothing for 2 s" in answers[-1].json["message"]
+    assert_gone(api, pool, stopped)
+
+
+@pytest.mark.usefixtures("short_times")
+def test_a_decoder_that_hangs_at_the_end_is_told_by_the_image(
+    api: Any, pool: DirectoryPool, expect: Any
+) -> None:
+    path, half = begin(api, size_bytes=64 * 1024), 32 * 1024
+    assert patch(api, path, 0, DATA[:half]).status_code == 204
+    stopped = stop_decoders()
+    assert patch(api, path, half, DATA[half : 2 * half]).status_code == 204
+    eventually(lambda: api.get(f"{IMAGES}/golden").json[0]["state"] == "failed")
+    [image] = expect(api.get(f"{IMAGES}/golden"), 200)
+    assert image["error"]["why"] == "what reads it did nothing for 2 s"
+    expect(api.delete(f"{IMAGES}/golden"), 200)
+    assert_gone(api, pool, stopped)
+
+
+def assert_gone(api: Any, pool: DirectoryPool, processes: list[int]) -> None:
+    assert processes
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in processes))
+    eventually(lambda: everything_in(pool) == [] and api.get(IMAGES).status_code == 404)
