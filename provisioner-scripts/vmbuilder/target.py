@@ -71,12 +71,13 @@ method=auto
 """
 
 # Host keys given by cloud-init's user data come first; the rest is made here, beside the start of everything
-# else.
+# else. ssh-keygen makes RSA first and Ed25519 last: a guest that was stopped between the two goes on later.
 _HOST_KEYS_UNIT: Final = """\
 [Unit]
 Description=Make the SSH host keys of a new VM
 ConditionFileIsExecutable=/usr/bin/ssh-keygen
-ConditionPathExists=!/etc/ssh/ssh_host_rsa_key
+ConditionPathExists=|!/etc/ssh/ssh_host_rsa_key
+ConditionPathExists=|!/etc/ssh/ssh_host_ed25519_key
 After=cloud-init.service cloud-init-network.service
 Before=ssh.service sshd.service ssh.socket
 

@@ -85,3 +85,11 @@ def test_mounts_are_added_once(target: Target, monkeypatch: pytest.MonkeyPatch) 
     lines = target.path("/etc/fstab").read_text().splitlines()
     assert lines == ["LABEL=root / ext4 defaults 0 1", "UUID=id-a /srv ext4 defaults 0 2"]
     assert target.path("/srv").is_dir()
+
+
+def test_guest_that_was_stopped_while_it_made_host_keys_makes_the_rest_later(target: Target) -> None:
+    target.write("/usr/bin/ssh-keygen", "")
+    target.reset_identity()
+    unit = target.read_text("/etc/systemd/system/ssh-host-keys.service")
+    for kind in ("rsa", "ed25519"):  # the first and the last that are made; `|`: one that is missing is enough
+        assert f"ConditionPathExists=|!/etc/ssh/ssh_host_{kind}_key\n" in unit
