@@ -53,7 +53,9 @@ def upload(
     Ctrl-C ends it, and nothing is left of it.
     """
     if plan:
-        show_plan(context, file, options["kind"], options["system"], as_json=as_json)
+        if options["kind"] != "ova":
+            raise WrongInput("only an OVA describes a machine", hint="--plan goes with --type ova")
+        show_plan(context, file, options["system"], as_json=as_json)
         return
     request = image_request(name, file, **options)
     with opened(file) as source:
@@ -61,12 +63,10 @@ def upload(
     show_made(context, image, as_json=as_json)
 
 
-def show_plan(context: Context, file: str, kind: str, system: str | None, *, as_json: bool) -> None:
+def show_plan(context: Context, file: str, system: str | None = None, *, as_json: bool) -> None:
     """Print the machine that the server reads from the OVF document of a local archive."""
     from pvc.ova_document import read_ovf_document
 
-    if kind != "ova":
-        raise WrongInput("only an OVA describes a machine", hint="--plan goes with --type ova")
     with opened(file) as source:
         document = read_ovf_document(source, file)
     plan = context.client.post(*PATH, "plan", form={"data": document, "system": system}).data

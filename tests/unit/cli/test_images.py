@@ -342,7 +342,17 @@ def test_an_ova_is_uploaded_in_one_request(api: FakeApi, pvc_run: Any, tmp_path:
     assert (result.code, result.out) == (0, "Imported.\n")
     assert api.asked[0].query == {"pool": ["vms"], "ova_size": ["300000"]}
     assert api.asked[0].files["file"].read() == path.read_bytes()
+    as_json = pvc_run("provisioner", "ova", "upload", "web", str(path), "-p", "vms", "--json")
+    assert json.loads(as_json.out) == {"message": "Imported."}
     assert pvc_run("provisioner", "ova", "upload", "web", str(path)).code == EXIT_CODES["wrong-input"]
+
+
+def test_the_plan_of_an_ova_needs_no_pool(api: FakeApi, pvc_run: Any, tmp_path: Path) -> None:
+    api.answers["POST /provisioner/image/plan"] = PLAN
+    path = archive(tmp_path / "a.ova", ("x.ovf", b"<Envelope/>"))
+    result = pvc_run("provisioner", "ova", "upload", "web", str(path), "--plan", "--json")
+    assert json.loads(result.out) == PLAN, result.err
+    assert api.requests_to("POST /provisioner/image/plan") == api.asked
 
 
 def test_ovas_are_listed_and_removed(api: FakeApi, pvc_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
