@@ -43,10 +43,11 @@ LAST_UID = FIRST_UID + 256 * 65_536 - 1  # the next one is another run's
 # Objects that hold the directory of a Ceph pool; they come with its first image and stay.
 CEPH_FRAME = {"rbd_directory", "rbd_info", "rbd_children", "rbd_trash"}
 FINAL = ("succeeded", "failed", "cancelled")
-# What tests change of the configuration: short times, and user ids of their own.
+# What tests change of the configuration: short times, user ids of their own, images from servers of tests.
 SETTINGS = {
     "node": {"heartbeat_s": 1},
     "sandbox": {"first_uid": FIRST_UID},
+    "images": {"fetch_from": ["127.0.0.0/8"]},
     "builds": {
         "log_limit_bytes": 200_000,
         "stage_timeout_s": {"setup": 5, "create": 5, "prepare": 60, "cleanup": 30},

@@ -1,11 +1,11 @@
 """Builds that succeed, and requests that are refused before anything is made."""
 
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cluster import NOOP, Cluster
+from command_line import pvc, run_pvc
 from lxml import etree
 from scripts import script
 
@@ -16,11 +16,6 @@ pytestmark = pytest.mark.system
 def noop(cluster: Cluster) -> str:
     cluster.make_profile("noop", NOOP.read_text(), disks={"sda": {"disk_size": 1}, "sdb": {"disk_size": 2}})
     return "noop"
-
-
-def pvc(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
-    options = {"env": cluster.environment, "capture_output": True, "text": True, "timeout": 60}
-    return subprocess.run(["pvc", *words], check=False, **options)
 
 
 def remove(cluster: Cluster, vm: str) -> None:
@@ -154,10 +149,8 @@ def test_refused_request_lists_all_problems_and_makes_nothing(cluster: Cluster, 
 
 @pytest.mark.usefixtures("no_leaks")
 def test_command_line_follows_a_build_to_its_end(cluster: Cluster, noop: str) -> None:
-    done = pvc(cluster, "provisioner", "create", "cli1", noop)
-    assert done.returncode == 0, done.stderr
-    assert "VM cli1 is running on node hv1" in done.stdout
-    again = pvc(cluster, "provisioner", "create", "cli1", noop)
+    assert "VM cli1 is running on node hv1" in pvc(cluster, "provisioner", "create", "cli1", noop)
+    again = run_pvc(cluster, "provisioner", "create", "cli1", noop)
     assert again.returncode != 0
     assert "VM cli1 exists already" in again.stderr
     remove(cluster, "cli1")

@@ -91,5 +91,8 @@ def test_guest_that_was_stopped_while_it_made_host_keys_makes_the_rest_later(tar
     target.write("/usr/bin/ssh-keygen", "")
     target.reset_identity()
     unit = target.read_text("/etc/systemd/system/ssh-host-keys.service")
-    for kind in ("rsa", "ed25519"):  # the first and the last that are made; `|`: one that is missing is enough
+    for kind in (
+        "rsa",
+        "ed25519",
+    ):  # the first and the last that are made; `|`: one that is missing is enough
         assert f"ConditionPathExists=|!/etc/ssh/ssh_host_{kind}_key\n" in unit
