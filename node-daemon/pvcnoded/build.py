@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -122,10 +123,27 @@ class BuildProcess:
             return failures
         self.database.patiently(journal.close_clients_in)
         if names:
-            log = self._log(journal, "discard")
-            log.info(f"removed {', '.join(names)}")
-            log.flush()
+            self._log_removed(journal, names)
         return failures
+
+    def undo_rest_of(self, build_id: str, lost: LostNode) -> None:
+        """In place of a lost node, undo what can be undone from here of a build that has ended.
+
+        The caller holds the lease, which is let go. What is left is tried again later, by any node.
+        """
+        journal = Journal(self.database, build_id, lost.name, str(self.owner))
+        before = journal.pending_names()
+        failures = self._undo_pending(journal, "discard", lost)
+        after = set(journal.pending_names())
+        if removed := [name for name in before if name not in after]:
+            self._log_removed(journal, removed)
+        again = self.config.node.dead_after if failures else timedelta()
+        self.database.patiently(lambda session: let_go(session, journal, again))
+
+    def _log_removed(self, journal: Journal, names: Sequence[str]) -> None:
+        log = self._log(journal, "discard")
+        log.info(f"removed {', '.join(names)}")
+        log.flush()
 
     def _undo_pending(self, journal: Journal, stage: str, lost: LostNode | None = None) -> list[str]:
         deadline = time.monotonic() + self._patience_s
@@ -246,14 +264,22 @@ def end_undo(session: Session, journal: Journal, *, complete: bool, waits: str, 
     build = builds.find_build(session, journal.build_id, lock=True)
     if build.lease_owner != journal.owner:
         return  # this was committed, and the answer got lost; or the lease is
-    journal.close_clients_in(session, "" if complete else ProcessIdentity.current().text)
     if complete:
+        journal.close_clients_in(session)
         cancelled = (build.error or {}).get("kind") == "cancelled"
         builds.finish_build(build, BuildState.CANCELLED if cancelled else BuildState.FAILED)
     else:
-        build.lease_owner = None  # so that the next sweep, by whatever process, tries again
-        build.lease_until = database_now(session) + again
+        let_go(session, journal, again)
         build.status = f"{build.status}; {waits}" if waits else build.status
+
+
+def let_go(session: Session, journal: Journal, again: timedelta) -> None:
+    """This process works on the build no more; another may, and another node `again` after this."""
+    build = builds.find_build(session, journal.build_id, lock=True)
+    if build.lease_owner == journal.owner:
+        journal.close_clients_in(session, ProcessIdentity.current().text)
+        build.lease_owner = None
+        build.lease_until = database_now(session) + again
 
 
 def kill_process_of(build_id: str) -> None:

@@ -62,6 +62,25 @@ def test_builds_of_a_dead_node_move_or_are_undone(pair: Pair) -> None:
         pair.change("DELETE", f"/vm/moved{n}", delete_disks=True)
 
 
+def test_what_a_build_left_that_was_cancelled_without_its_node_is_removed_by_another(pair: Pair) -> None:
+    pair.make("left", script(prepare=HOLDING), DISKS, node_limit="hv1")
+    task = pair.create("left1", "left")
+    pair.wait_for_stage(task, "prepare", "here")
+    for node in (1, 2):
+        pair.stack.kill_node(node)
+        pair.wait_until_dead(node)
+    pair.change("POST", f"/tasks/{task}/cancel")
+    assert pair.wait(task)["build_state"] == "cancelled"
+    assert pair.pool.volume_or_none("left1_sda") is not None, "nobody is there to remove it"
+    pair.stack.start_node(2)
+    wait_for(lambda: pair.pool.volume_or_none("left1_sda") is None, "shared storage is cleaned up")
+    wait_for(lambda: "removed volume vms/left1_sda" in pair.log(task), "the log tells")
+    assert pair.domain_on(1, "left1") == "defined"
+    pair.stack.start_node(1)
+    wait_for(lambda: pair.domain_on(1, "left1") == "missing", "the node undoes the rest")
+    wait_for(lambda: pair.row(task).lease_owner is None, "nobody holds it")
+
+
 def test_node_that_froze_and_wakes_up_changes_nothing(pair: Pair) -> None:
     pair.make("frozen", script(prepare=HOLDING), {"sda": DISKS["sda"]}, node_limit="hv1")
     task = pair.create("frozen1", "frozen")
