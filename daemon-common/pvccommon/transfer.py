@@ -72,6 +72,9 @@ class Channel:
         self._what = what
         self._idle_s = idle_s
         connection.settimeout(idle_s)
+        # The head of a frame and its data are two writes: with Nagle's algorithm the second would wait for
+        # the delayed acknowledgement of the first, some 40 ms.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # A peer whose machine is gone while the answer is awaited is found out by the kernel.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 

@@ -69,7 +69,10 @@ class StreamOptimizedDecoder:
         return self.header.virtual_bytes
 
     def runs(self) -> Iterator[tuple[int, memoryview]]:
-        """Offset and content of what is not zero, ascending, at most a MiB at a time."""
+        """Offset and content of what is not zero, ascending, at most a MiB at a time.
+
+        The content is there until the next is asked for: its memory is used again.
+        """
         footer = yield from self._grains()
         self._check_tables(footer)
 
@@ -128,7 +131,7 @@ class StreamOptimizedDecoder:
         header, tables = self.header, self._tables
         grain_sectors, grain_bytes, virtual_bytes = header.grain, header.grain_bytes, header.virtual_bytes
         packed = Buffer(MARKER_BYTES + 2 * grain_bytes + SECTOR_BYTES)
-        run = _Run(0)
+        run = _Run()
         last = -1
         footer: SparseHeader | None = None
         while True:
@@ -157,7 +160,7 @@ class StreamOptimizedDecoder:
             offset = number * SECTOR_BYTES
             if offset != run.end or run.room < grain_bytes:
                 yield from run.data()
-                run = _Run(offset)
+                run.begin(offset)
             self._read_grain(packed, count, size)
             self._inflate(packed, size, run, min(grain_bytes, virtual_bytes - offset))
             tables.grain(index, position)
@@ -254,10 +257,14 @@ class StreamOptimizedDecoder:
 class _Run:
     """Grains that follow each other."""
 
-    def __init__(self, start: int) -> None:
+    def __init__(self) -> None:
+        self.buffer = Buffer(RUN_BYTES)
+        self.begin(0)
+
+    def begin(self, start: int) -> None:
+        """The next one, in the memory of the last."""
         self.start = start
         self.length = 0
-        self.buffer = Buffer(RUN_BYTES)
 
     @property
     def end(self) -> int:
