@@ -64,6 +64,12 @@ class SparseHeader:
         return bool(self.flags & COMPRESSED and self.flags & MARKERS)
 
 
+def begins_stream(beginning: bytes) -> bool:
+    """Whether the first `SECTOR_BYTES` of a file are those of a VMDK stream, going by its flags alone."""
+    flags = int.from_bytes(beginning[8:12], "little")
+    return beginning[:4] == MAGIC and bool(flags & COMPRESSED and flags & MARKERS)
+
+
 def parse_sparse_header(what: str, block: bytes, limits: Limits) -> SparseHeader:
     """Read and check a header. Raises WrongInput with the reason."""
     for magic, why in _OTHER_MAGICS:

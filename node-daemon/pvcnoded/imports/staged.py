@@ -2,8 +2,9 @@
 
     source ──▶ volume image_<id>_staged ──inspector, qemu-img (no rights)──▶ volume of the disk
 
-Nothing with rights looks into the file. The inspector, ours, refuses whatever names other files. Only then
-does QEMU look, in the same confinement, with the two block devices and nothing else.
+Nothing with rights looks into the file, but for the flags of a VMDK: one that is a stream is decoded while it
+comes, as in `Importer`. The inspector, ours, refuses whatever names other files. Only then does QEMU look, in
+the same confinement, with the two block devices and nothing else.
 """
 
 import hashlib
@@ -18,12 +19,16 @@ from typing import Any
 
 from pvccommon.errors import TimedOut, WrongInput, error_from_dict
 from pvccommon.images.formats import qemu_format
+from pvccommon.images.vmdk_header import MAGIC as VMDK_MAGIC
+from pvccommon.images.vmdk_header import SECTOR_BYTES as HEADER_BYTES
+from pvccommon.images.vmdk_header import begins_stream
 from pvccommon.models import Json
 from pvccommon.storage.pool import SECTOR_BYTES, BlockDevice, ByteSource
 from pvcnoded.imports.confined import confined, confined_program
 from pvcnoded.imports.importer import BYTES_PER_CPU_SECOND, Importer
 
-FORMATS = ("qcow2", "vhd", "vhdx", "vdi")
+VMDK = "vmdk"
+FORMATS = ("qcow2", "vhd", "vhdx", "vdi", VMDK)
 INSPECTOR = "pvccommon.images.inspector"
 STAGED = "staged"
 STAGED_POSITION = 1000  # behind every disk
@@ -42,6 +47,11 @@ class StagedImporter(Importer):
 
     def run(self, source: ByteSource, stop_source: Callable[[], None] = lambda: None) -> None:
         """See Importer."""
+        if self._request.format == VMDK:
+            source = _Peeked(source, HEADER_BYTES)
+            # What is no VMDK at all is refused by the decoder, without a copy.
+            if begins_stream(source.beginning) or not source.beginning.startswith(VMDK_MAGIC):
+                return super().run(source, stop_source)
         self._stop_source = stop_source
         staged = self._rows.add_volumes(
             self._image_id, self._pool, [(STAGED, self._request.size_bytes)], first_position=STAGED_POSITION
@@ -150,6 +160,23 @@ class StagedImporter(Importer):
             code = process.wait(timeout=LOOK_S)
         output, errors = (bytes(text) for text in written.values())
         return code, output, errors
+
+
+class _Peeked:
+    """A source whose beginning is known."""
+
+    def __init__(self, source: ByteSource, size_bytes: int) -> None:
+        self._source = source
+        self.beginning = b""
+        while len(self.beginning) < size_bytes and (piece := source.read(size_bytes - len(self.beginning))):
+            self.beginning += piece
+        self._left = self.beginning
+
+    def read(self, size: int, /) -> bytes:
+        if not self._left:
+            return self._source.read(size)
+        piece, self._left = self._left[:size], self._left[size:]
+        return piece
 
 
 class _Digested:

@@ -54,6 +54,7 @@ CAPACITY = MIB // SECTOR
 GOOD_VMDK = stream({0: NOISE}, CAPACITY)
 FIRST_GRAIN = len(vmdk.front(CAPACITY)) // SECTOR
 SMALL_DISK = DISK.replace('"10"', '"1"').replace("2^30", "2^20")
+FLAT = descriptor(2048, create_type="monolithicSparse", extents='RW 2048 FLAT "/etc/shadow" 0')
 SHADOW = descriptor(CAPACITY, create_type="monolithicFlat", extents=f'RW {CAPACITY} FLAT "/etc/shadow" 0')
 UNKNOWN = "00000000-0000-0000-0000-000000000001"
 LAUGHS = "".join(
@@ -201,7 +202,8 @@ VMDK = [
          "'/dev/sda' is an absolute path"),
         ("parent by name", lambda: bad_descriptor(more='parentFileNameHint="/etc/passwd"'),
          "names a parent image, '/etc/passwd'"),
-        ("not a stream", lambda: sparse_vmdk(), "the VMDK is not streamOptimized"),
+        ("no stream, and cut off", lambda: sparse_vmdk(), "QEMU refuses it: qemu-img: Could not open"),
+        ("no stream, and a file of the host", lambda: sparse_vmdk(text=FLAT), "has an extent of type FLAT"),
         ("the same grain twice", lambda: bad_grains(grain(128, NOISE), grain(128, NOISE)),
          "the VMDK's grains are not in ascending order"),
         ("damaged grain", lambda: bad_grains(grain(0, b"", compressed=b"x" * 100)),

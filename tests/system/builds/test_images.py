@@ -87,7 +87,7 @@ def test_images_of_every_kind(cluster: Cluster, tmp_path: Path) -> None:
         cluster.change("DELETE", f"{IMAGES}/{name}")
 
 
-STAGED = {"qcow2": "qcow2", "vhd": "vpc", "vhdx": "vhdx", "vdi": "vdi"}
+STAGED = {"qcow2": "qcow2", "vhd": "vpc", "vhdx": "vhdx", "vdi": "vdi", "vmdk": "vmdk"}
 
 
 def converted(directory: Path, raw: Path, form: str, *options: str) -> bytes:
