@@ -301,14 +301,24 @@ def remove(name: str, what: str, *, with_parts: bool, kind: ImageKind | None = N
             raise NotFound(what, f"there is no such one of kind {kind.value}", SEE)
         if image.state != ImageState.IMPORTING:
             _refuse_needed(session, image, what)
-    place = _home(image)
+    place = _home(image, what)
     arguments = {"image_id": image.id, "with_parts": with_parts}
     place.ask("image.remove", arguments, SLOW_TIMEOUT_S)
 
 
-def _home(image: Image) -> Place:
-    """The node that imports the image while it is alive, else one that reaches it."""
-    places = all_places(image.node, image.pool)
+def _home(image: Image, what: str) -> Place:
+    """The node that imports the image while it is alive, else one that reaches it.
+
+    Raises WrongState when the only one that does is not alive.
+    """
+    try:
+        places = all_places(image.node, image.pool)
+    except WrongState as exc:
+        why = f"only node {image.node} reaches pool {image.pool}, which has its volumes, and does not report"
+        then = "it removes it by itself" if image.state == ImageState.IMPORTING else "try again"
+        rename = f"pvc provisioner image rename {image.name} OTHER"
+        hint = f"when {image.node} runs again, {then}; the name alone is free after: {rename}"
+        raise WrongState(what, why, hint) from exc
     owner = (image.owner or "").partition("/")[0]
     if not owner or not places[0].shared:
         return places[0]

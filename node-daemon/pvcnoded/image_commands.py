@@ -3,6 +3,7 @@
 import secrets
 import threading
 from collections.abc import Mapping
+from datetime import timedelta
 
 from pvccommon.database import Database
 from pvccommon.errors import Busy
@@ -15,6 +16,8 @@ from pvcnoded.imports.fetch import fetch_image
 from pvcnoded.imports.image_rows import UPLOAD, ImportRequest, remove_image
 from pvcnoded.imports.imports import Imports
 from pvcnoded.imports.session import UploadSession, no_upload
+from pvcnoded.imports.taking_over import taken_over
+from pvcnoded.lease import Owner
 from pvcnoded.transfers import Transfers
 
 TOKEN_BYTES = 16
@@ -25,12 +28,19 @@ class ImageCommands:
     """Images of this node's pools. Uploads in chunks live here from one connection to the next."""
 
     def __init__(
-        self, database: Database, pools: Mapping[str, StoragePool], imports: Imports, transfers: Transfers
+        self,
+        database: Database,
+        pools: Mapping[str, StoragePool],
+        imports: Imports,
+        transfers: Transfers,
+        *,
+        dead_after: timedelta,
     ) -> None:
         self._database = database
         self._pools = pools
         self._imports = imports
         self._transfers = transfers
+        self._dead_after = dead_after
         self._sessions: dict[int, UploadSession] = {}
         self._tidying = threading.Lock()
 
@@ -107,11 +117,15 @@ class ImageCommands:
         return {}
 
     def remove(self, arguments: Json) -> Json:
-        """{pool, image_id, with_parts} -> {}: see `remove_image`. One that is imported here is ended."""
+        """{pool, image_id, with_parts} -> {}: see `remove_image`. One that is imported is ended.
+
+        That of a node which is gone is taken over, see there.
+        """
         self.end(arguments)
-        pool = get_pool(self._pools, arguments["pool"])
-        with_parts = bool(arguments["with_parts"])
-        remove_image(self._database, pool, int(arguments["image_id"]), with_parts=with_parts)
+        pool, image_id = get_pool(self._pools, arguments["pool"]), int(arguments["image_id"])
+        me, with_parts = Owner.parse(self._imports.rows.owner), bool(arguments["with_parts"])
+        with taken_over(self._database, pool, image_id, me, self._dead_after):
+            remove_image(self._database, pool, image_id, with_parts=with_parts)
         return {}
 
     def _session(self, arguments: Json) -> UploadSession:

@@ -117,7 +117,9 @@ def serve_commands(app: Celery, config: Config) -> None:
     content = ContentCommands(process.pools, transfers)
     pools = PoolCommands(process.pools, config.storage.ceph)
     imports = Imports(config.images, process.database, process.pools, process.owner)
-    images = ImageCommands(process.database, process.pools, imports, transfers)
+    images = ImageCommands(
+        process.database, process.pools, imports, transfers, dead_after=config.node.dead_after
+    )
     verbs: Verbs = {
         **VmCommands(process).verbs(),
         **BuildCommands(process).verbs(),
@@ -140,6 +142,7 @@ def serve_commands(app: Celery, config: Config) -> None:
         imports.end_all(END_IMPORTS_S)
 
     worker_shutting_down.connect(end_imports, weak=False)
+    threading.Thread(target=imports.watch, name="imports", daemon=True).start()
 
     def command(task: Any, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         if verb in slow_verbs:

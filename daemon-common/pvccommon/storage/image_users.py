@@ -39,6 +39,18 @@ def take_for_dead(process: str) -> None:
     _taken_for_dead.add(process)
 
 
+@contextmanager
+def taken_for_dead(process: str) -> Iterator[None]:
+    """The same for a while: it may come back, with connections that are not fenced."""
+    is_new = process not in _taken_for_dead
+    _taken_for_dead.add(process)
+    try:
+        yield
+    finally:
+        if is_new:
+            _taken_for_dead.discard(process)
+
+
 @dataclass(frozen=True)
 class ProcessIdentity:
     """A process, beyond doubt: a pid is used again, together with start time and boot it is not."""

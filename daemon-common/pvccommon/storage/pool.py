@@ -7,7 +7,7 @@ protected snapshot, or one with clones, cannot go away.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
@@ -370,6 +370,16 @@ class StoragePool(ABC):
 
         For the process of another node that has lost its rights; a living one can connect anew.
         """
+
+    @contextmanager
+    def expelled(self, client: str) -> Iterator[None]:
+        """A client of another node that is lost and may come back: fenced, what it has half made removed.
+
+        Within the context what it had open counts as closed; afterwards its process may connect anew. Safe
+        to repeat.
+        """
+        self.fence(client)
+        yield
 
     def secret(self) -> PoolSecret | None:
         """What libvirt must be told before a domain with a disk of this pool starts."""

@@ -21,7 +21,7 @@ from pvccommon.errors import (
 )
 from pvccommon.storage import rbd_mapping
 from pvccommon.storage.ceph import is_full
-from pvccommon.storage.image_users import READER, WRITER, ProcessIdentity, take_for_dead
+from pvccommon.storage.image_users import READER, WRITER, ProcessIdentity, take_for_dead, taken_for_dead
 from pvccommon.storage.pool import (
     BlockDevice,
     ByteSource,
@@ -216,6 +216,18 @@ class RbdPool(RbdSnapshots, RbdLeftovers):
             self._cluster.fence(address)
         if process != ProcessIdentity.current().text:  # else an earlier connection of our own
             take_for_dead(process)
+
+    @contextmanager
+    def expelled(self, client: str) -> Iterator[None]:
+        process, _, address = client.partition("/")
+        with self._trying(f"fence a lost client of pool {self.name}"):
+            self._cluster.fence(address)
+        if process == ProcessIdentity.current().text:
+            yield
+            return
+        with taken_for_dead(process):
+            self.sweep()
+            yield
 
     def secret(self) -> PoolSecret:
         return self._cluster.secret()

@@ -17,6 +17,8 @@ UPLOAD = "upload"
 OVA = "ova"  # the type of the profile that comes with an OVA
 # In an image's document: the secret part of the address of its upload.
 TOKEN = "upload"
+# There, too, while it is imported: what is fenced should its node be lost (StoragePool.client).
+CLIENT = "client"
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class ImageRows:
             size_bytes=request.size_bytes or None,
             percent=0.0,
             owner=self.owner,
-            document={TOKEN: token} if token else {},
+            document={key: value for key, value in {TOKEN: token, CLIENT: pool.client()}.items() if value},
         )
         try:
             with self.database.session() as session:
@@ -122,7 +124,8 @@ class ImageRows:
         def write(session: Session) -> None:
             image = self._mine(session, image_id)
             image.state, image.sha256 = ImageState.READY.value, sha256
-            image.document = {**image.document, **document}
+            kept = {key: value for key, value in image.document.items() if key != CLIENT}
+            image.document = {**kept, **document}
             image.percent = image.owner = None
             image.finished = now()
 
@@ -141,6 +144,11 @@ class ImageRows:
             image.finished = now()
 
         self.database.patiently(write)
+
+    def mine(self) -> set[int]:
+        """The images that this process imports."""
+        with self.database.session() as session:
+            return set(session.execute(select(Image.id).where(Image.owner == self.owner)).scalars())
 
     def _mine(self, session: Session, image_id: int) -> Image:
         """Raises WrongState when the image was removed, or another process has it."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import NoReturn
 
 from pvccommon.config import Images
 from pvccommon.database import Database
@@ -21,6 +22,7 @@ from pvcnoded.lease import Owner
 GIB = 1024**3
 SHOW_EVERY_S = 2.0
 CLEAN_UP_PAUSE_S = 10.0
+WATCH_EVERY_S = 5.0
 logger = logging.getLogger("pvc.imports")
 
 
@@ -68,6 +70,23 @@ class Imports:
             begun.end()
         for begun in running:
             begun.ended.wait(wait_s)
+
+    def watch(self) -> NoReturn:
+        """For a thread: what was removed meanwhile, when this node seemed to be dead, is ended here, too."""
+        while True:
+            time.sleep(WATCH_EVERY_S)
+            try:
+                self.end_removed()
+            except PvcError as exc:
+                logger.warning("imports under way: %s", exc.message)
+
+    def end_removed(self) -> None:
+        """End imports whose row is gone, or another's. Raises EnvironmentFault."""
+        running = list(self._running.items())
+        mine = self.rows.mine() if running else set()
+        for image_id, begun in running:
+            if image_id not in mine:
+                begun.end()
 
     def release(self, image_id: int) -> None:
         """The import has ended, and nothing of it is left to do."""

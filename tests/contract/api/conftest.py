@@ -324,6 +324,7 @@ class FakeNode:
         self.builds: list[str] = []
         self.answers: dict[str, Any] = {}
         self.verbs: dict[str, dict[str, Any]] = {}  # real ones, by node
+        self.imports: dict[str, Imports] = {}
         self.image_settings = Images(fetch_from=("127.0.0.0/8",))
         self.reset()
 
@@ -408,7 +409,8 @@ def serve_pool(answering: FakeNode, database: Database) -> Iterator[Callable[[st
         transfers = Transfers(NodeSettings(name=node))
         imports = Imports(answering.image_settings, database, pools, Owner.myself(node))
         serving.append(imports)
-        images = ImageCommands(database, pools, imports, transfers)
+        answering.imports[node] = imports
+        images = ImageCommands(database, pools, imports, transfers, dead_after=NodeSettings().dead_after)
         answering.verbs[node] = {
             **volumes.verbs(),
             **volumes.slow_verbs(),

@@ -380,3 +380,21 @@ def assert_gone(api: Any, pool: DirectoryPool, processes: list[int]) -> None:
     assert processes
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in processes))
     eventually(lambda: everything_in(pool) == [] and api.get(IMAGES).status_code == 404)
+
+
+def test_an_import_that_was_removed_elsewhere_ends_here(
+    api: Any, pool: DirectoryPool, database: Database, answering: Any
+) -> None:
+    importing, path = answering.imports["hv1"], begin(api)
+    assert patch(api, path, 0, DATA[: 4 * MIB]).status_code == 204
+    importing.end_removed()
+    assert offset_of(api, path) == 4 * MIB
+    with database.session() as session:
+        [image] = session.query(Image).all()
+        image.owner = "hv9/boot/1/1"
+    importing.end_removed()
+    eventually(lambda: importing.find(image.id) is None)
+    assert api("HEAD", path, headers=VERSION).status_code == 404
+    with database.session() as session:
+        assert session.query(Image).count() == 0
+    assert everything_in(pool) == []
