@@ -18,12 +18,13 @@ MEDIA_ID, ANSWERS_ID = "sdz", "sdy"
 
 
 def plan_image(image: Image | None, problems: list[Problem]) -> Json | None:
-    """What the plan keeps of its image: {name, kind, node, hardware}; one that is not ready is a problem."""
+    """What the plan keeps of its image: {id, name, kind, node, hardware}; not ready is a problem."""
     if image is None:
         return None
     if image.state != ImageState.READY:
         problems.append(Problem("image", f"image {image.name} cannot be used: it is {image.state}"))
     return {
+        "id": image.id,
         "name": image.name,
         "kind": image.kind,
         "node": image.node,

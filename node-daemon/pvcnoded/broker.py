@@ -57,6 +57,12 @@ class Broker:
         own = (*plan["volumes"], *(cdrom for cdrom in plan.get("cdroms", ()) if cdrom["temporary"]))
         self._plan = plan
         self._volumes: dict[tuple[str, str], Json] = {(v["pool"], v["volume"]): v for v in own}
+        # Scripts of PVC 1.0 copy an OVA's disks themselves; they may read, and nothing else.
+        self._sources: dict[tuple[str, str], Json] = {
+            (v["pool"], v["source_volume"]): {"pool": v["pool"], "volume": v["source_volume"]}
+            for v in plan["volumes"]
+            if v.get("source_snapshot")
+        }
         self._pools = pools
         self._journal = journal
         self._sandbox = sandbox
@@ -123,21 +129,23 @@ class Broker:
         return {"size_bytes": self._pools[planned["pool"]].stat_volume(planned["volume"]).size_bytes}
 
     def map(self, arguments: Json) -> Json:
-        planned = self._planned(arguments, "map")
+        planned = self._source(arguments) or self._planned(arguments, "map")
         key = _key(planned)
-        if key not in self._made:
+        read_only = key in self._sources
+        if key not in self._made and not read_only:
             raise WrongState(
                 _what("map", planned), "this build has not made it yet", "create or clone it first"
             )
         if key not in self._mapped:
             with ExitStack() as stack:
-                device = stack.enter_context(self._pools[planned["pool"]].open_device(planned["volume"]))
+                pool = self._pools[planned["pool"]]
+                device = stack.enter_context(pool.open_device(planned["volume"], read_only=read_only))
                 self._sandbox.add_device(device.name, device.major, device.minor, [f"rbd/{'/'.join(key)}"])
                 self._mapped[key] = MappedVolume(device, stack.pop_all())
         return {"device": f"/dev/rbd/{'/'.join(key)}", "node": f"/dev/{self._mapped[key].device.name}"}
 
     def unmap(self, arguments: Json) -> Json:
-        planned = self._planned(arguments, "unmap")
+        planned = self._source(arguments) or self._planned(arguments, "unmap")
         mapped = self._mapped.get(_key(planned))
         if mapped is None:
             raise WrongState(_what("unmap", planned), "it is not mapped")
@@ -226,6 +234,9 @@ class Broker:
                 f"{verb} volume {pool[:64]}/{volume[:128]}", f"it is not one of this build's volumes ({own})"
             )
         return planned
+
+    def _source(self, arguments: Json) -> Json | None:
+        return self._sources.get((_text(arguments, "pool"), _text(arguments, "volume")))
 
     def _make(self, planned: Json, make: Callable[[StoragePool], Any]) -> None:
         """Make a volume that is not there yet, journal first.

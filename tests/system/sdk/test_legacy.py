@@ -1,5 +1,6 @@
 """Scripts written for PVC 1.0: the modules they import, used the way they use them."""
 
+import io
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ import pytest
 from sandboxed import GIB, SandboxedBuild, plan, volume
 
 from pvccommon.storage.directory import DirectoryPool
+from pvcnoded.context import script_context
 from pvcnoded.domain_policy import check_domain
 
 pytestmark = pytest.mark.system
+MIB = 1024**2
 
 SCRIPT = """
 from daemon_lib.vmbuilder import VMBuilder
@@ -168,3 +171,89 @@ def test_old_script_runs_unchanged(pool: DirectoryPool) -> None:
         == b"web1"
     )
     assert image.stat().st_size == GIB
+
+
+OVA_SCRIPT = """
+from daemon_lib.vmbuilder import VMBuilder
+
+
+class VMBuilderScript(VMBuilder):
+    def setup(self):
+        print("OVA", self.vm_data["ova_details"]["name"])
+
+    def create(self):
+        return "<domain/>"
+
+    def prepare(self):
+        from daemon_lib.vmbuilder import open_zk
+        from pvcworkerd.Daemon import config
+        import daemon_lib.ceph as pvc_ceph
+
+        for disk in self.vm_data["volumes"]:
+            name = f"{self.vm_name}_{disk['disk_id']}"
+            with open_zk(config) as zk:
+                print("ADD", *pvc_ceph.add_volume(zk, disk["pool"], name, f"{disk['disk_size_gb']}G"))
+                print("MAP", *pvc_ceph.map_volume(zk, disk["pool"], name))
+                print("MAP", *pvc_ceph.map_volume(zk, disk["pool"], disk["volume_name"]))
+                print("MAP", pvc_ceph.map_volume(zk, disk["pool"], "image_8_sda")[0])
+            self.source = f"/dev/rbd/{disk['pool']}/{disk['volume_name']}"
+            self.target = f"/dev/rbd/{disk['pool']}/{name}"
+
+    def install(self):
+        import daemon_lib.common as pvc_common
+
+        print("WRITE", pvc_common.run_os_command(f"dd if=/dev/zero of={self.source} count=1")[0] == 0)
+        code, out, err = pvc_common.run_os_command(
+            f"qemu-img convert -C -f raw -O raw {self.source} {self.target}"
+        )
+        print("CONVERT", code, err)
+
+    def cleanup(self):
+        from daemon_lib.vmbuilder import open_zk
+        from pvcworkerd.Daemon import config
+        import daemon_lib.ceph as pvc_ceph
+
+        for disk in self.vm_data["volumes"]:
+            with open_zk(config) as zk:
+                print("UNMAP", pvc_ceph.unmap_volume(zk, disk["pool"], disk["volume_name"])[0])
+                name = f"{self.vm_name}_{disk['disk_id']}"
+                print("UNMAP", pvc_ceph.unmap_volume(zk, disk["pool"], name)[0])
+"""
+
+
+def test_old_script_for_ovas_copies_the_disks_of_the_image(pool: DirectoryPool) -> None:
+    content = b"disk of an appliance".ljust(MIB, b".")
+    pool.import_stream("image_7_sda", io.BytesIO(content), MIB)
+    pool.create_snapshot("image_7_sda", "base")
+    pool.protect_snapshot("image_7_sda", "base")
+    disk = volume("sda", size_bytes=MIB, source_volume="image_7_sda", source_snapshot="base")
+    frozen = {
+        "vm": {"name": "web1", "id": 1, "uuid": PLAN["vm_uuid"]},
+        "profile": "appliance",
+        "image": {"id": 7, "name": "appliance", "kind": "ova", "node": None, "hardware": None},
+        "script": {"source": OVA_SCRIPT, "declaration": {"api_version": None}},
+        "argument_texts": {},
+        "arguments": {},
+        "userdata": None,
+        "system": {"vcpu_count": 1, "vram_mb": 512},
+        "mac_template": None,
+        "networks": [],
+        "volumes": [disk],
+        "domain": {**PLAN["domain"], "architecture": "x86_64"},
+    }
+    build = SandboxedBuild(pool, {**PLAN, **script_context(frozen, {})})
+    build.run(OVA_SCRIPT)
+    printed = [line for line in build.log.lines if line[0].isupper()]
+    assert printed == [
+        "OVA appliance",
+        'ADD True Created RBD volume "web1_sda" of size "1G" in pool "vms".',
+        "MAP True /dev/rbd/vms/web1_sda",
+        "MAP True /dev/rbd/vms/image_7_sda",
+        "MAP False",
+        "WRITE False",
+        "CONVERT 0 ",
+        "UNMAP True",
+        "UNMAP True",
+    ]
+    assert b"".join(pool.export_stream("web1_sda")) == content
+    assert b"".join(pool.export_stream("image_7_sda")) == content
