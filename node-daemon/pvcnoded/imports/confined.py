@@ -8,10 +8,11 @@ import contextlib
 import fcntl
 import os
 import pwd
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO
@@ -54,6 +55,19 @@ exec "$@"
 """
 
 
+class ConfinedProcess(subprocess.Popen[bytes]):
+    """`kill` ends all of its group.
+
+    bwrap's child dies with it, but for the moments when it waits for bwrap to make its namespace: then it
+    would wait for ever. It is of the same group until it can no longer be left behind.
+    """
+
+    def kill(self) -> None:
+        if self.returncode is None:  # else the number may be another's
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+
 @contextmanager
 def confined_program(
     module: str,
@@ -85,7 +99,7 @@ def confined(
     """
     code = Path(pvccommon.__file__).parent
     walls = _walls(code, network, devices)
-    process = subprocess.Popen(
+    process = ConfinedProcess(
         [*_devices(devices), *_limits(cpu_s, memory_bytes), *_as_nobody(), *walls, *argv],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -1,9 +1,11 @@
 """The decoder's process: what it makes of images, and what it cannot do."""
 
+import contextlib
 import json
 import os
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -140,3 +142,24 @@ def test_a_decoder_that_lies_is_not_believed() -> None:
     for lie in (b"", b"D" + b"\xff" * 12, b"Q" + bytes(12), b"P" + bytes(12), b"P\x02" + bytes(11) + b"[]"):
         with pytest.raises((EnvironmentFault, PvcError)):
             list(read_frames(Lies(lie)))
+
+
+def test_one_that_is_ended_while_it_starts_leaves_no_process() -> None:
+    """bwrap's child waits for bwrap: one that is killed alone would leave it waiting for ever."""
+    marker = f"{os.getpid()}-{time.monotonic_ns()}"
+    for number in range(60):
+        with confined_program("timeit", ["-n", "1", f"'{marker}'; input()"], cpu_s=1):
+            time.sleep(number * 0.0005)
+    deadline = time.monotonic() + 10
+    while (left := running(marker)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+
+
+def running(marker: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and marker.encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return found
