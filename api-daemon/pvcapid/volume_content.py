@@ -21,15 +21,19 @@ from pvccommon.transfer import IDLE_S, Offer, Receiver, Sender, connect
 
 blueprint = Blueprint("volume_content", __name__)
 OCTETS = "application/octet-stream"
-FORMATS = ("raw",)
+RAW = "raw"
+# The contract's names of formats, and ours.
+FORMATS = {RAW: RAW, "vmdk": "vmdk", "qcow2": "qcow2", "vdi": "vdi", "vpc": "vhd"}
 # What a caller still sends when an upload is refused is taken up to here, so that old clients see the answer.
 DRAIN_BYTES = 64 * 1024**2
 
 
 class UploadParameters(OnNode):
-    image_format = Choice(("raw", "vmdk", "qcow2", "qed", "vdi", "vpc"), load_default="raw")
+    image_format = Choice((*FORMATS, "qed"), load_default=RAW, metadata=documented("never guessed"))
     file_size = Whole(
-        1, MOST_BYTES, metadata=documented("bytes; needed to make a volume that does not exist yet")
+        1,
+        MOST_BYTES,
+        metadata=documented("bytes of the file; needed to make a volume that does not exist yet"),
     )
 
 
@@ -39,8 +43,10 @@ def upload_volume(given: Given, pool: str, volume: str) -> str:
     """Make a volume from a file, or overwrite the content of one that exists."""
     what = f"upload volume {pool}/{volume}"
     with patient_with_caller():
-        if given.get("image_format", "raw") not in FORMATS:
-            given.add("image_format", f"{given['image_format']!r} is not supported yet; supported: raw")
+        image_format = FORMATS.get(given.get("image_format", RAW))
+        if image_format is None:
+            why = f"{given['image_format']!r} is not supported; supported: {', '.join(FORMATS)}"
+            given.add("image_format", f"{why} (qemu-img convert makes one of the other)")
         require_names(given, what, volume=volume)
         place, exists = _find(pool, volume, given.get("node"), what)
         if exists:
@@ -54,7 +60,12 @@ def upload_volume(given: Given, pool: str, volume: str) -> str:
         if not size_bytes:
             raise WrongInput(what, "file_size must be given for a body of unknown length, or without content")
         try:
-            result = _send(place, volume, file, size_bytes, overwrite=exists, what=what)
+            arguments = {"volume": volume, "size_bytes": size_bytes, "overwrite": exists}
+            if image_format == RAW:
+                offer = place.ask("volume.upload", arguments)["offer"]
+            else:
+                offer = place.ask("image.fill", {**arguments, "format": image_format})["offer"]
+            result = send_file(offer, file, size_bytes, what)
         except PvcError as exc:
             if exists:
                 exc.hint = f"if it had begun, the volume's content is mixed now: upload again. {exc.hint}"
@@ -92,13 +103,6 @@ def _find(pool: str, volume: str, node: str | None, what: str) -> tuple[Place, b
             raise
         return place_for_new(pool, node, what), False
     return place, place.ask("volume.find", {"volume": volume})["found"] is not None
-
-
-def _send(
-    place: Place, volume: str, file: UploadedFile, size_bytes: int, *, overwrite: bool, what: str
-) -> Any:
-    arguments = {"volume": volume, "size_bytes": size_bytes, "overwrite": overwrite}
-    return send_file(place.ask("volume.upload", arguments)["offer"], file, size_bytes, what)
 
 
 def send_file(offer: Mapping[str, Any], file: UploadedFile, size_bytes: int, what: str) -> Any:

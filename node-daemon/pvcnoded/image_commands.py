@@ -17,8 +17,10 @@ from pvcnoded.imports.image_rows import UPLOAD, ImportRequest, remove_image
 from pvcnoded.imports.imports import Imports
 from pvcnoded.imports.session import UploadSession, no_upload
 from pvcnoded.imports.taking_over import taken_over
+from pvcnoded.imports.volume_content import volume_request
 from pvcnoded.lease import Owner
 from pvcnoded.transfers import Transfers
+from pvcnoded.volume_commands import describe_volume
 
 TOKEN_BYTES = 16
 END_S = 60.0
@@ -47,6 +49,7 @@ class ImageCommands:
     def verbs(self) -> Verbs:
         return {
             "image.upload": self.upload,
+            "image.fill": self.fill,
             "image.open": self.open,
             "image.append": self.append,
             "image.state": self.state,
@@ -70,6 +73,19 @@ class ImageCommands:
             return {"image_id": begun.image_id}
 
         return {"offer": self._transfers.offer(f"upload image {request.name}", serve)}
+
+    def fill(self, arguments: Json) -> Json:
+        """{pool, volume, format, size_bytes, overwrite} -> {offer}: a file that becomes a volume's content.
+
+        The transfer's result is {volume}. See `volume_content`.
+        """
+        pool, request = get_pool(self._pools, arguments["pool"]), volume_request(arguments)
+
+        def serve(channel: Channel) -> Json:
+            self._imports.begin(pool.name, request, keep_failed=False).run(Receiver(channel))
+            return {"volume": describe_volume(pool, pool.stat_volume(request.volume))}
+
+        return {"offer": self._transfers.offer(request.what, serve)}
 
     def open(self, arguments: Json) -> Json:
         """The same arguments -> {image_id, token}: the file comes in chunks."""

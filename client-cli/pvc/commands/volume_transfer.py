@@ -41,7 +41,7 @@ IMAGE_FORMATS = ("raw", "qcow2", "vmdk", "qed", "vdi", "vpc")
 def upload(context: Context, pool: str, name: str, file: str, image_format: str, node: str | None) -> None:
     """Fill the volume NAME of POOL from FILE.
 
-    A volume that does not exist is created with the file's size.
+    A volume that does not exist is created, as large as the file or, in other formats, its disk.
     """
     client = context.client
     with opened(file) as source:

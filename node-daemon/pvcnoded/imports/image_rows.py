@@ -131,6 +131,16 @@ class ImageRows:
 
         self.database.patiently(write)
 
+    def forget(self, image_id: int) -> None:
+        """There is nothing left that belongs to the image; its row goes."""
+
+        def write(session: Session) -> None:
+            image = session.get(Image, image_id, with_for_update=True)
+            if image is not None:
+                session.delete(image)
+
+        self.database.patiently(write)
+
     def fail(self, image_id: int, error: PvcError) -> None:
         """The volumes are gone; the row stays and tells why."""
 

@@ -17,6 +17,7 @@ from pvcnoded.imports.image_rows import ImageRows, ImportRequest, remove_image, 
 from pvcnoded.imports.importer import Importer
 from pvcnoded.imports.staged import FORMATS as STAGED_FORMATS
 from pvcnoded.imports.staged import StagedImporter
+from pvcnoded.imports.volume_content import VolumeImporter, VolumeRequest
 from pvcnoded.lease import Owner
 
 GIB = 1024**3
@@ -115,8 +116,7 @@ class ImageImport:
         self._pool = pool
         self._keep_failed = keep_failed
         self._shown = time.monotonic()
-        importer = StagedImporter if request.format in STAGED_FORMATS else Importer
-        self._importer = importer(
+        self._importer = _importer_of(request)(
             imports.rows,
             pool,
             image_id,
@@ -221,3 +221,9 @@ class ImageImport:
             percent = min(100.0, round(100 * taken_bytes / max(1, self.request.size_bytes), 1))
             self._imports.rows.show_progress(self.image_id, percent)
             self._shown = time.monotonic()
+
+
+def _importer_of(request: ImportRequest) -> type[Importer]:
+    if isinstance(request, VolumeRequest):
+        return VolumeImporter
+    return StagedImporter if request.format in STAGED_FORMATS else Importer

@@ -78,7 +78,7 @@ def test_a_volume_is_overwritten(api: Any, pool: DirectoryPool, expect: Any) -> 
         ({"file_size": len(DATA) - 1}, "more than"),
         ({"file_size": len(DATA) + 1}, "ended after"),
         ({"file_size": "many"}, "whole number"),
-        ({"image_format": "qcow2"}, "supported: raw"),
+        ({"image_format": "qed"}, "supported: raw, vmdk"),
         ({"image_format": "floppy"}, "must be one of"),
         ({"colour": "red"}, "colour"),
         ({"path": "nothing/golden"}, "pool"),

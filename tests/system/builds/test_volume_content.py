@@ -9,13 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, cast
 
+import image_uploads
 import pytest
 import requests
 from cluster import Cluster
 
 from pvc.multipart import FileBody
+from pvccommon.run import run
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("no_leaks")]
 
@@ -31,9 +34,9 @@ def cluster(request: pytest.FixtureRequest) -> Cluster:
     return cast(Cluster, request.getfixturevalue(shared))
 
 
-def upload(cluster: Cluster, path: str, data: Any, size_bytes: int) -> requests.Response:
+def upload(cluster: Cluster, path: str, data: Any, size_bytes: int, form: str = "raw") -> requests.Response:
     body = FileBody(io.BytesIO(data)) if isinstance(data, bytes) else data
-    return cluster.upload(f"{VOLUMES}/{path}/upload", body, image_format="raw", file_size=size_bytes)
+    return cluster.upload(f"{VOLUMES}/{path}/upload", body, image_format=form, file_size=size_bytes)
 
 
 def checksum(cluster: Cluster, path: str) -> str:
@@ -75,6 +78,53 @@ def test_a_volume_s_whole_life(cluster: Cluster) -> None:
     for name in ("hand1", "hand3"):
         cluster.change("DELETE", f"{VOLUMES}/vms/{name}")
     assert names(cluster) == []
+
+
+def converted(directory: Path, form: str, *options: str) -> bytes:
+    """CONTENT in another format."""
+    raw, other = directory / "raw", directory / "other"
+    raw.write_bytes(CONTENT)
+    run(["qemu-img", "convert", "-f", "raw", "-O", form, *options, str(raw), str(other)], timeout_s=60)
+    return other.read_bytes()
+
+
+def test_files_of_other_formats_become_raw_volumes(cluster: Cluster, tmp_path: Path) -> None:
+    uploaded = hashlib.sha256(CONTENT).hexdigest()
+    for form, options in (
+        ("qcow2", ("-c",)),
+        ("vmdk", ()),
+        ("vmdk", ("-o", "subformat=streamOptimized")),
+        ("vdi", ()),
+        ("vpc", ("-o", "force_size")),
+    ):
+        data = converted(tmp_path, form, *options)
+        for _ in ("made", "overwritten"):
+            answer = upload(cluster, "vms/hand1", data, len(data), form)
+            assert answer.status_code == 200, (form, answer.text)
+            content = cluster.request("GET", f"{VOLUMES}/vms/hand1/download").content
+            assert hashlib.sha256(content[: len(CONTENT)]).hexdigest() == uploaded, form
+            assert not content[len(CONTENT) :].strip(b"\0")
+            assert names(cluster) == ["hand1"] and image_uploads.names(cluster) == []
+        cluster.change("DELETE", f"{VOLUMES}/vms/hand1")
+
+
+def test_files_of_other_formats_are_refused_with_nothing_left(cluster: Cluster, tmp_path: Path) -> None:
+    data = converted(tmp_path, "qcow2")
+    backed = tmp_path / "backed"
+    backing = ["-b", "/etc/shadow", "-F", "raw", "-u"]
+    run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, str(backed), "1G"], timeout_s=60)
+    cluster.change("POST", VOLUMES, pool="vms", volume="small", size="4M")
+    for path, content, size_bytes, reason in (
+        ("vms/hand1", backed.read_bytes(), None, "backing file"),
+        ("vms/hand1", data[: len(data) // 2], None, ""),
+        ("vms/hand1", data, len(data) + 1, "ended after"),
+        ("vms/hand1", CONTENT, None, "magic"),
+        ("vms/small", data, None, "small"),
+    ):
+        answer = upload(cluster, path, content, size_bytes or len(content), "qcow2")
+        assert answer.status_code == 400 and reason in answer.text, (reason, answer.text)
+        assert names(cluster) == ["small"] and image_uploads.names(cluster) == []
+    cluster.change("DELETE", f"{VOLUMES}/vms/small")
 
 
 class Stalling(io.BytesIO):
