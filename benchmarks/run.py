@@ -20,17 +20,15 @@ from pathlib import Path
 from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(CHECKOUT / part) for part in ("dev", "daemon-common", "client-cli")]
+sys.path[:0] = [str(CHECKOUT / part) for part in ("benchmarks", "dev", "daemon-common")]
 
-import requests  # noqa: E402
+from imports import measure_import, report_import  # noqa: E402
 
 from devstack import ceph  # noqa: E402 - the paths above lead to it
 from devstack.stack import Stack, temporary_stack  # noqa: E402
-from pvc.multipart import FileBody  # noqa: E402
 from pvccommon.errors import EnvironmentFault, PvcError  # noqa: E402
 from pvccommon.run import run  # noqa: E402
 from pvccommon.storage.ceph import CephAccount  # noqa: E402
-from pvccommon.storage.directory import DirectoryPool  # noqa: E402
 from pvccommon.storage.rbd import RbdPool  # noqa: E402
 
 DISK_GIB = 4
@@ -38,9 +36,6 @@ CLONE_GIB = 20
 CLONE_LIMIT_S = 1.0
 CLONE_ROUNDS = 5
 RATIO_LIMIT = 1.15
-IMPORT_LIMIT = 0.9
-IMPORT_DATA_MIB = 1024
-WRITTEN_LIMIT = 1.05
 ADDED_LIMIT_S = 2.0
 BUILD_TIMEOUT_S = 1800
 # Steps in which the script, not we, decides how long it takes.
@@ -182,105 +177,6 @@ def report_clone(seconds: float, used_bytes: int) -> bool:
     return seconds < CLONE_LIMIT_S and used_bytes == 0
 
 
-@dataclass
-class ImportFigures:
-    """Seconds of each round; bytes of data in the image, and written to the pool."""
-
-    converted: list[float] = field(default_factory=list)
-    imported: list[float] = field(default_factory=list)
-    data_bytes: int = 0
-    written_bytes: int = 0
-
-
-def make_vmdk(directory: Path) -> tuple[Path, int]:
-    """A VMDK stream of half compressible data with holes; (the file, bytes of data in it)."""
-    raw, vmdk = directory / "disk.raw", directory / "disk.vmdk"
-    piece_bytes = 4 * 1024**2
-    with raw.open("wb") as file:
-        for number in range(IMPORT_DATA_MIB * 1024**2 // piece_bytes):
-            file.seek(number * 2 * piece_bytes)
-            file.write(os.urandom(piece_bytes // 2) + bytes(range(1, 129)) * (piece_bytes // 256))
-        file.truncate(IMPORT_DATA_MIB * 4 * 1024**2)
-    data_bytes = raw.stat().st_blocks * 512
-    options = ["-O", "vmdk", "-o", "subformat=streamOptimized"]
-    run(["qemu-img", "convert", "-f", "raw", *options, raw, vmdk], timeout_s=BUILD_TIMEOUT_S)
-    raw.unlink()
-    return vmdk, data_bytes
-
-
-def convert_image(vmdk: Path, target: Path) -> float:
-    """Seconds of `qemu-img convert` into a file beside the pool's, writing it out included."""
-    started = time.monotonic()
-    run(["qemu-img", "convert", "-f", "vmdk", "-O", "raw", vmdk, target], timeout_s=BUILD_TIMEOUT_S)
-    with target.open("rb") as file:
-        os.fsync(file.fileno())
-    seconds = time.monotonic() - started
-    target.unlink()
-    return seconds
-
-
-class Uploads:
-    """Images through the API of a stack."""
-
-    def __init__(self, stack: Stack) -> None:
-        environment = stack.environment()
-        self._url = f"{environment['PVC_API_URL']}/api/v1/provisioner/image/bench"
-        self._headers = {"X-Api-Key": environment["PVC_API_KEY"]}
-
-    def make(self, vmdk: Path) -> tuple[float, str]:
-        """Upload it; (seconds until it is ready, its volume)."""
-        size_bytes = vmdk.stat().st_size
-        query: Any = {"kind": "disk", "format": "vmdk", "pool": "vms", "file_size": size_bytes}
-        started = time.monotonic()
-        with vmdk.open("rb") as file:
-            body: Any = FileBody(file)
-            headers = {**self._headers, "Content-Type": body.content_type}
-            answer = requests.post(self._url, params=query, data=body, headers=headers, timeout=1800)
-        seconds = time.monotonic() - started
-        if answer.status_code != 200:
-            raise EnvironmentFault("import an image", answer.text)
-        image = requests.get(self._url, headers=self._headers, timeout=60).json()[0]
-        return seconds, str(image["volumes"][0]["volume_name"])
-
-    def remove(self) -> None:
-        requests.delete(self._url, headers=self._headers, timeout=600).raise_for_status()
-
-
-def measure_import(rounds: int) -> ImportFigures:
-    """Both ways in turn, into the same file system."""
-    figures = ImportFigures()
-    with temporary_stack() as stack:
-        pool, uploads = DirectoryPool("vms", stack.state / "pools" / "vms"), Uploads(stack)
-        vmdk, figures.data_bytes = make_vmdk(stack.state.path)
-        for _ in range(rounds):
-            figures.converted.append(convert_image(vmdk, stack.state / "converted.raw"))
-            seconds, volume = uploads.make(vmdk)
-            figures.imported.append(seconds)
-            figures.written_bytes = pool.stat_snapshot(volume, "base").used_bytes or used_below(pool, volume)
-            uploads.remove()
-    return figures
-
-
-def used_below(pool: DirectoryPool, volume: str) -> int:
-    """Bytes of the files below a volume's head."""
-    files = [backing.path for backing in pool.disk_source(volume).backing]
-    return sum(os.stat(path).st_blocks * 512 for path in files)
-
-
-def report_import(figures: ImportFigures) -> bool:
-    """Print the lines; whether both limits hold."""
-    converted, imported = statistics.median(figures.converted), statistics.median(figures.imported)
-    written = figures.written_bytes / figures.data_bytes
-    size = f"{IMPORT_DATA_MIB} MiB of data in a VMDK stream"
-    print(f"{size + ', qemu-img convert':<44} {converted:7.1f} s")
-    print(f"{size + ', import':<44} {imported:7.1f} s")
-    print(
-        f"{'throughput of the import (at least ' + str(IMPORT_LIMIT) + ')':<44} {converted / imported:7.2f}"
-    )
-    print(f"{'written per byte of data (at most ' + str(WRITTEN_LIMIT) + ')':<44} {written:7.2f}")
-    return converted / imported >= IMPORT_LIMIT and written <= WRITTEN_LIMIT
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
@@ -288,7 +184,7 @@ def main() -> int:
     parser.add_argument("--only-import", action="store_true", help="measure only the import of an image")
     options = parser.parse_args()
     if options.only_import:
-        return 0 if report_import(measure_import(options.rounds)) else 1
+        return 0 if report_import(measure_import(options.rounds, lambda stack: Bench(stack).pvc)) else 1
     cloned = report_clone(*measure_clone())
     if options.only_clone:
         return 0 if cloned else 1
@@ -296,7 +192,7 @@ def main() -> int:
         bench = Bench(stack)
         bench.make_profiles()
         built = report(measure(bench, options.rounds, Path(directory)))
-    imported = report_import(measure_import(options.rounds))
+    imported = report_import(measure_import(options.rounds, lambda stack: Bench(stack).pvc))
     return 0 if built and cloned and imported else 1
 
 
