@@ -1,6 +1,7 @@
 """The upload of an image: survives broken connections, restarts of the API, and the end of this program."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from pvc.connections import store_path
@@ -12,7 +13,7 @@ from pvc.image_wait import UNFINISHED, ImageFailed, ImageGone, check_ready, imag
 from pvc.output import Row, size_text
 from pvc.patience import Patience, passes
 from pvc.transfer_progress import Transfer, transfer_display
-from pvc.tus import ChunkRefused, ChunkTooLarge, TusUpload, UploadGone, create_upload
+from pvc.tus import Chunk, ChunkRefused, ChunkTooLarge, TusUpload, UploadGone, create_upload
 from pvc.upload_record import UploadRecord, upload_record
 from pvc.upload_source import FileChanged, UploadSource
 
@@ -214,18 +215,26 @@ class ImageUpload:
             display.wait("all is sent")
 
     def _send_chunks(self, session: "Session", display: Transfer) -> None:
-        while self._offset < self._size_bytes:
-            chunk = self._source.read_at(self._offset, self._chunk_bytes)
-            began = time.monotonic()
-            self._offset = self._upload.send(session, self._offset, chunk, self._size_bytes, display.advance)
-            if self._offset <= self._furthest:
-                raise ChunkRefused(
-                    "the server takes nothing", why=f"it stays at {self._offset}", kind="internal"
-                )
-            self._furthest = self._offset
-            self._patience.renew()
-            self._refusals = self._breaks = 0
-            self._resize_chunks(time.monotonic() - began)
+        """While one chunk is sent the next is read."""
+        with ThreadPoolExecutor(1) as reader:
+            following = reader.submit(Chunk.read, self._source, self._offset, self._chunk_bytes)
+            while self._offset < self._size_bytes:
+                chunk = following.result()
+                if chunk.offset != self._offset:  # the server has taken less than the last one
+                    chunk = Chunk.read(self._source, self._offset, self._chunk_bytes)
+                after = chunk.offset + len(chunk.data)
+                following = reader.submit(Chunk.read, self._source, after, self._chunk_bytes)
+                self._send(session, chunk, display)
+
+    def _send(self, session: "Session", chunk: Chunk, display: Transfer) -> None:
+        began = time.monotonic()
+        self._offset = self._upload.send(session, chunk, self._size_bytes, display.advance)
+        if self._offset <= self._furthest:
+            raise ChunkRefused("the server takes nothing", why=f"it stays at {self._offset}", kind="internal")
+        self._furthest = self._offset
+        self._patience.renew()
+        self._refusals = self._breaks = 0
+        self._resize_chunks(time.monotonic() - began)
 
     @property
     def _upload(self) -> TusUpload:

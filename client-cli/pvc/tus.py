@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -11,6 +12,8 @@ from pvc.errors import CliError, Unreachable, error_from_answer
 
 if TYPE_CHECKING:
     from requests import Session
+
+    from pvc.upload_source import UploadSource
 
 PATH = ("provisioner", "image", "upload")
 VERSION = {"Tus-Resumable": "1.0.0"}
@@ -35,6 +38,21 @@ class ChunkRefused(CliError):
 
 class ChunkTooLarge(CliError):
     """The server, or a proxy before it, takes smaller chunks only."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What follows an offset of the file, and its SHA-256."""
+
+    offset: int
+    data: bytes
+    sha256: bytes
+
+    @classmethod
+    def read(cls, source: "UploadSource", offset: int, limit: int) -> "Chunk":
+        """Up to `limit` bytes. Raises CliError when the file is not what it was."""
+        data = source.read_at(offset, limit)
+        return cls(offset, data, hashlib.sha256(data).digest())
 
 
 class ChunkBody:
@@ -70,18 +88,15 @@ class TusUpload:
             raise UploadGone("the upload is another one", kind="not-found", status=answer.status)
         return offset_in(answer, size_bytes)
 
-    def send(
-        self, session: "Session", offset: int, chunk: bytes, size_bytes: int, advance: Callable[[int], None]
-    ) -> int:
-        """Send what follows `offset`; the new offset. Raises ChunkRefused, ChunkTooLarge, UploadGone."""
-        digest = base64.b64encode(hashlib.sha256(chunk).digest()).decode()
+    def send(self, session: "Session", chunk: Chunk, size_bytes: int, advance: Callable[[int], None]) -> int:
+        """Send a chunk; the new offset. Raises ChunkRefused, ChunkTooLarge, UploadGone."""
         headers = {
             **VERSION,
             "Content-Type": CHUNK_TYPE,
-            "Upload-Offset": str(offset),
-            "Upload-Checksum": f"sha256 {digest}",
+            "Upload-Offset": str(chunk.offset),
+            "Upload-Checksum": f"sha256 {base64.b64encode(chunk.sha256).decode()}",
         }
-        body = ChunkBody(chunk, advance)
+        body = ChunkBody(chunk.data, advance)
         answer = self._client.exchange(
             "PATCH", self._path, headers=headers, timeout_s=CHUNK_TIMEOUT_S, body=body, session=session
         )

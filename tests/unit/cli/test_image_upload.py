@@ -104,7 +104,8 @@ def test_an_upload_as_it_should_be(tus: TusApi, upload: Any, image: Path) -> Non
             "sha256": digest,
         }
     ]
-    assert tus.chunk_sizes[:3] == [64 * KIB, 128 * KIB, 256 * KIB]
+    # The next chunk is read before it is known how long this one takes.
+    assert tus.chunk_sizes[:5] == [64 * KIB, 64 * KIB, 128 * KIB, 256 * KIB, 256 * KIB]
     assert max(tus.chunk_sizes) == 256 * KIB
     assert tus.keys == {"k3y"}
     assert (tus.count("POST"), tus.count("HEAD"), tus.count("DELETE")) == (1, 0, 0)
@@ -254,11 +255,11 @@ def test_a_server_that_stays_away_is_given_up_with_advice(
         result = upload()
     assert result.code == EXIT_CODES["unreachable"]
     *_, error, hint = result.err.splitlines()
-    assert error.startswith("error: the upload of deb was given up at 49 % (960 KiB of 1.907 MiB): ")
+    assert error.startswith("error: the upload of deb was given up at 52 % (1 MiB of 1.907 MiB): ")
     assert hint == "hint: the same command continues it; the server keeps what it has for 15 minutes"
     result = upload()
     check_arrived(tus, result, image)
-    assert "continuing the earlier upload at 49 % (960 KiB of 1.907 MiB)\n" in result.err
+    assert "continuing the earlier upload at 52 % (1 MiB of 1.907 MiB)\n" in result.err
     assert tus.count("POST") == 1
 
 
@@ -567,7 +568,7 @@ def test_progress_is_shown(
     check_arrived(tus, result, image)
     assert f"uploading {image}: 1.907 MiB in " in result.err
     if not terminal:
-        assert f"{image}: 49 %, 960 KiB of 1.907 MiB, " in result.err
+        assert f"{image}: 52 %, 1 MiB of 1.907 MiB, " in result.err
         assert "making the image deb: 50 %\n" in result.err
     assert pvc_quiet_is_quiet(upload, tus)
 
