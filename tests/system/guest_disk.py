@@ -53,10 +53,10 @@ def make_disk(place: Path, files: Mapping[str, str] = FILES, size_mib: int = 64)
 
 
 class Disk:
-    """What is on a volume that nobody has open, read by debugfs."""
+    """What is on a volume that nobody has open, read by debugfs; its root partition begins at `start`."""
 
-    def __init__(self, pool: StoragePool, volume: str) -> None:
-        self._pool, self._volume = pool, volume
+    def __init__(self, pool: StoragePool, volume: str, start: int = START) -> None:
+        self._pool, self._volume, self._start = pool, volume, start
 
     def read(self, name: str) -> str | None:
         """A file of the root file system; None when it is not there."""
@@ -82,12 +82,12 @@ class Disk:
         """Fail unless the root file system is whole."""
         with self._pool.open_device(self._volume, read_only=True) as device:
             subprocess.run(
-                ["e2fsck", "-fn", f"{device.path}?offset={START}"], check=True, capture_output=True
+                ["e2fsck", "-fn", f"{device.path}?offset={self._start}"], check=True, capture_output=True
             )
 
     def _debugfs(self, request: str) -> "subprocess.CompletedProcess[str]":
         with self._pool.open_device(self._volume, read_only=True) as device:
-            argv = ["debugfs", "-R", request, f"{device.path}?offset={START}"]
+            argv = ["debugfs", "-R", request, f"{device.path}?offset={self._start}"]
             return subprocess.run(argv, capture_output=True, text=True, check=True)
 
 

@@ -211,6 +211,14 @@ class Cluster:
         finally:
             connection.close()
 
+    def processor_s(self, name: str) -> float:
+        """Seconds of processor time that a running domain has had."""
+        connection = libvirt.open(stack_libvirt.uri(self.stack.state))
+        try:
+            return float(connection.lookupByName(name).info()[4]) / 1e9
+        finally:
+            connection.close()
+
     def domain_state(self, name: str) -> str:
         """As libvirt sees it: `running`, `shutoff`, `missing`, …"""
         return self._hypervisor.state(name)

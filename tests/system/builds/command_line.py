@@ -16,9 +16,14 @@ def client_environment(cluster: Cluster, more: Mapping[str, str] = NONE) -> dict
 def run_pvc(
     cluster: Cluster, *words: str, timeout_s: float = 60, environment: Mapping[str, str] = NONE
 ) -> "subprocess.CompletedProcess[str]":
-    """The command to its end, however it ends."""
-    options = {"env": client_environment(cluster, environment), "capture_output": True, "text": True}
-    return subprocess.run(["pvc", *words], check=False, timeout=timeout_s, **options)
+    """The command to its end, however it ends; one that does not end fails the test with what it said."""
+    options = {"env": client_environment(cluster, environment), "capture_output": True}
+    try:
+        done = subprocess.run(["pvc", *words], check=False, timeout=timeout_s, **options)
+    except subprocess.TimeoutExpired as exc:
+        said = ((exc.stdout or b"") + (exc.stderr or b"")).decode(errors="replace")
+        raise AssertionError(f"{words}: not done after {timeout_s} s:\n{said[-4000:]}") from None
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def pvc(cluster: Cluster, *words: str, timeout_s: float = 60) -> str:

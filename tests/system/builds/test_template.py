@@ -20,6 +20,13 @@ IMAGE = "golden"
 USERDATA = "#cloud-config\nusers: [default]\n"
 
 
+@pytest.fixture(scope="module", params=["directory_cluster", "ceph_cluster"])
+def cluster(request: pytest.FixtureRequest) -> Cluster:
+    """Everything here is true for both kinds of pools."""
+    found: Cluster = request.getfixturevalue(request.param)
+    return found
+
+
 @pytest.fixture(scope="module")
 def image(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The image's volume."""
