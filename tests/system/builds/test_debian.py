@@ -210,7 +210,7 @@ def test_second_vm_of_its_ova_is_a_clone(cluster: Cluster, appliance: Appliance,
     assert all(found["parent"] for found in own)
     used_bytes, data_bytes = sum(found["used_bytes"] for found in own), appliance.file.stat().st_size
     print(f"of its own: {used_bytes} bytes; of the OVA: {data_bytes}")
-    assert used_bytes < data_bytes / 4, "no data is copied"
+    assert used_bytes < data_bytes / 2, "no data is copied; the OVA has it compressed"
     assert identity(cluster, "ova1") == Identity("ova1\n", "", None)
     for vm in ("ova1", "ova2"):
         pvc(cluster, "vm", "remove", vm, "--yes")
