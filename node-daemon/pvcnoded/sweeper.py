@@ -14,16 +14,13 @@ from pvccommon.models import (
     PENDING,
     Build,
     BuildState,
-    Image,
-    ImageState,
     Json,
     Resource,
     now,
     one_of,
 )
-from pvccommon.storage import get_pool
 from pvcnoded.build import BuildProcess
-from pvcnoded.imports.image_rows import remove_image
+from pvcnoded.imports.dead_imports import undo_imports_of_dead
 from pvcnoded.lease import Owner
 
 RESEND_AFTER = timedelta(seconds=10)
@@ -51,7 +48,7 @@ class Sweeper:
                     logger.error("build %s: could not be undone, trying again: %s", build_id, exc.message)
         with self._process.database.session() as session:
             builds.drop_old_secrets(session, timedelta(hours=self._process.config.builds.keep_secrets_hours))
-        self._remove_images_of_dead()
+        undo_imports_of_dead(self._process.database, self._process.pools, self._process.owner)
         for pool in self._process.pools.values():
             try:
                 for line in pool.sweep():
@@ -114,22 +111,6 @@ class Sweeper:
                 .distinct()
             )
             return list(session.execute(query).scalars())
-
-    def _remove_images_of_dead(self) -> None:
-        """Images whose import died with its process, of this node: their volumes, then their rows."""
-        with self._process.database.session() as session:
-            query = select(Image).where(Image.state == ImageState.IMPORTING.value)
-            images = [image for image in session.execute(query.order_by(Image.id)).scalars() if image.owner]
-        for image in images:
-            owner = Owner.parse(image.owner)
-            if owner.node != self._node or owner.is_alive():
-                continue
-            logger.warning("image %s: the process that imported it is gone; removing it", image.name)
-            try:
-                pool = get_pool(self._process.pools, image.pool)
-                remove_image(self._process.database, pool, image.id)
-            except PvcError as exc:
-                logger.error("image %s: could not be removed, trying again: %s", image.name, exc.message)
 
     def _take_over(self, build_id: str) -> bool:
         """Take the lease of a build whose holder is dead; False when there is nothing to do."""

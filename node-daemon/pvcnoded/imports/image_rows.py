@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from pvccommon import names
 from pvccommon.database import Database
-from pvccommon.errors import Exists, PvcError, WrongState
+from pvccommon.errors import Busy, Exists, PvcError, WrongState
 from pvccommon.models import Image, ImageState, ImageVolume, Json, Profile, SystemTemplate, now
 from pvccommon.storage.pool import StoragePool
 
@@ -166,6 +166,11 @@ class ImageRows:
         if image is None or image.owner not in (self.owner, None):
             raise WrongState(f"import image {image_id}", "it was removed meanwhile")
         return image
+
+
+def restarted(what: str) -> Busy:
+    """Why an import under way ended with its process: it may be begun again at once."""
+    return Busy(what, "the node daemon was restarted while it was imported", "import it again")
 
 
 def remove_volumes(database: Database, pool: StoragePool, image_id: int) -> None:

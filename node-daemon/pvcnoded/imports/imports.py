@@ -13,7 +13,14 @@ from pvccommon.database import Database
 from pvccommon.errors import Busy, Cancelled, Internal, PvcError, WrongInput
 from pvccommon.storage import get_pool
 from pvccommon.storage.pool import ByteSource, StoragePool
-from pvcnoded.imports.image_rows import ImageRows, ImportRequest, remove_image, remove_volumes
+from pvcnoded.imports.image_rows import (
+    UPLOAD,
+    ImageRows,
+    ImportRequest,
+    remove_image,
+    remove_volumes,
+    restarted,
+)
 from pvcnoded.imports.importer import Importer
 from pvcnoded.imports.staged import FORMATS as STAGED_FORMATS
 from pvcnoded.imports.staged import StagedImporter
@@ -65,10 +72,10 @@ class Imports:
         return self._running.get(image_id)
 
     def end_all(self, wait_s: float = 0.0) -> None:
-        """Let all imports under way end, and leave nothing."""
+        """Let all imports under way end with this process. Of those that were fetched the rows say so."""
         running = list(self._running.values())
         for begun in running:
-            begun.end()
+            begun.interrupt()
         for begun in running:
             begun.ended.wait(wait_s)
 
@@ -110,6 +117,7 @@ class ImageImport:
         self.image_id = image_id
         self.request = request
         self.error: PvcError | None = None
+        self._ending: PvcError | None = None
         self.ended = threading.Event()  # also everything was removed
         self.stop: Callable[[], None] = lambda: None  # ends what else is under way
         self._imports = imports
@@ -172,7 +180,17 @@ class ImageImport:
     def end(self) -> None:
         """Let it end soon, and leave nothing."""
         self.forget_failure()
-        self._importer.end(Cancelled(self.request.what, "it was ended"))
+        self._end(Cancelled(self.request.what, "it was ended"))
+
+    def interrupt(self) -> None:
+        """Let it end soon with this process. Whoever uploads is told at once, and begins anew."""
+        if self.request.source == UPLOAD:
+            self.forget_failure()
+        self._end(restarted(self.request.what))
+
+    def _end(self, error: PvcError) -> None:
+        self._ending = error
+        self._importer.end(error)
         self.stop()
 
     def forget_failure(self) -> None:
@@ -182,7 +200,7 @@ class ImageImport:
     def fail(self, exc: BaseException) -> None:
         """Remove what was made. What cannot be removed now is tried again until this process ends."""
         if isinstance(exc, PvcError):
-            self.error = exc
+            self.error = self._ending or exc  # what was ended may complain about just that
         else:
             self.error = Internal(self.request.what, f"{type(exc).__name__}: {exc}")
         try:

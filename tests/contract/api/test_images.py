@@ -15,8 +15,10 @@ from image_files import OVF, ova
 
 from pvccommon.config import Images
 from pvccommon.database import Database
-from pvccommon.models import Audit, Image, Profile, SystemTemplate, Vm
+from pvccommon.models import Audit, Image, ImageVolume, Profile, SystemTemplate, Vm
 from pvccommon.storage.directory import DirectoryPool
+from pvcnoded.imports.dead_imports import undo_imports_of_dead
+from pvcnoded.lease import Owner
 
 MIB = 1024**2
 IMAGES = "/provisioner/image"
@@ -263,6 +265,12 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", self.path.partition("?")[2])
             self.end_headers()
+        elif self.path == "/endless":
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(DATA)))
+            self.end_headers()
+            self.wfile.write(DATA[:MIB])
+            self.rfile.read()  # until the other end goes
         else:
             super().do_GET()
 
@@ -322,6 +330,57 @@ def test_a_failed_fetch_leaves_its_error(
     assert everything_in(pool) == []
     expect(upload(api), 200)  # takes its place
     assert show(api)["state"] == "ready"
+
+
+def interrupted(api: Any) -> dict[str, Any]:
+    """The image, which says that its node daemon was restarted."""
+    image = ended(api)
+    assert (image["state"], image["volumes"]) == ("failed", [])
+    assert image["error"] == {
+        "kind": "busy-retry",
+        "what": "import image golden",
+        "why": "the node daemon was restarted while it was imported",
+        "hint": "import it again",
+    }
+    return image
+
+
+@pytest.mark.parametrize("later_s", [0.0, 1.0])
+def test_a_fetch_that_its_node_daemon_ends_says_so(
+    api: Any, pool: DirectoryPool, server: str, expect: Any, answering: Any, later_s: float
+) -> None:
+    expect(fetch(api, server + "/endless"), 202)
+    time.sleep(later_s)
+    answering.imports["hv1"].end_all(10)
+    interrupted(api)
+    assert everything_in(pool) == []
+    expect(upload(api), 200)  # takes its place
+
+
+@pytest.mark.parametrize("source", ["http://example.test/disk", "upload"])
+def test_an_import_whose_process_was_killed_says_so_when_it_was_fetched(
+    api: Any, pool: DirectoryPool, database: Database, expect: Any, source: str
+) -> None:
+    pool.create_volume("image_77_a", MIB)
+    with database.session() as session:
+        dead = {
+            "state": "importing",
+            "owner": "hv1/boot/1/1",
+            "node": "hv1",
+            "document": {},
+            "source": source,
+        }
+        image = Image(id=77, name="golden", kind="disk", format="raw", pool="vms", size_bytes=MIB, **dead)
+        volume = {"position": 0, "disk_id": "a", "pool": "vms", "volume": "image_77_a", "size_bytes": MIB}
+        image.volumes.append(ImageVolume(**volume))
+        session.add(image)
+    for _ in range(2):
+        undo_imports_of_dead(database, {"vms": pool}, Owner.myself("hv1"))
+        assert everything_in(pool) == []
+    if source == "upload":
+        expect(api.get(f"{IMAGES}/golden"), 404)
+    else:
+        assert interrupted(api)["source"] == source
 
 
 @pytest.mark.parametrize(
