@@ -11,9 +11,10 @@ from pvcapid.look_up import texts_matching
 from pvcapid.parameters import Given
 from pvcapid.services import reading
 from pvcapid.storage_nodes import ANSWER_TIMEOUT_S, SLOW_TIMEOUT_S, Place, place_of_volume
-from pvcapid.volume_users import require_unused
+from pvcapid.volume_users import require_no_image, require_unused
 from pvcapid.volumes import OnNode, VolumeFilter, find_place, list_on_nodes
 from pvccommon.errors import NotFound
+from pvccommon.names import IMAGE_SNAPSHOT
 
 blueprint = Blueprint("snapshots", __name__)
 
@@ -123,6 +124,8 @@ def _change(
     timeout_s: float = ANSWER_TIMEOUT_S,
 ) -> None:
     place = find_place(given, pool, volume, f"{verb} a snapshot of", snapshot=snapshot)
+    if snapshot == IMAGE_SNAPSHOT:
+        require_no_image(place, volume, f"{verb} snapshot {pool}/{volume}@{snapshot}")
     place.ask(f"snapshot.{verb}", {"volume": volume, "snapshot": snapshot, **(more or {})}, timeout_s)
 
 

@@ -20,6 +20,12 @@ def require_unused(place: Place, volume: str, what: str) -> None:
         _refuse_left(session, place, volume, what)
 
 
+def require_no_image(place: Place, volume: str, what: str) -> None:
+    """Raises WrongState when the volume is an image's: what clones start from stays as it is."""
+    with reading() as session:
+        _refuse_image(session, place, volume, what)
+
+
 def require_free_name(place: Place, volume: str, what: str) -> None:
     """Raises WrongState when a build will make, or remove, a volume of this name."""
     with reading() as session:

@@ -19,7 +19,7 @@ from pvcapid.storage_nodes import (
     place_for_new,
     place_of_volume,
 )
-from pvcapid.volume_users import require_free_name, require_unused
+from pvcapid.volume_users import require_free_name, require_no_image, require_unused
 from pvccommon import names
 from pvccommon.errors import NotFound, Problem, WrongInput
 
@@ -112,6 +112,7 @@ def modify_volume(given: Given, pool: str, volume: str) -> str:
         given.add("new_size", f"{'only one' if both else 'one'} of new_size and new_name is needed")
     place = find_place(given, pool, volume, "change")
     if "new_size" in given:
+        require_no_image(place, volume, f"resize volume {pool}/{volume}")
         arguments = {"volume": volume, "size_bytes": given["new_size"], "force": given["force"]}
         made = place.ask("volume.resize", arguments)["volume"]
         return f'Resized volume "{pool}/{volume}" to {size_text(made["size_bytes"])}.'

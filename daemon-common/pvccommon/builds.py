@@ -135,6 +135,15 @@ def longest_waiting(session: Session, node: str) -> str | None:
     return found
 
 
+def has_waited(session: Session, node: str, at_least: timedelta) -> bool:
+    """Whether a build that was accepted so long ago waits for this node."""
+    before = database_now(session) - at_least
+    waiting = select(Build.id).where(
+        Build.node == node, Build.state == BuildState.QUEUED.value, Build.created < before
+    )
+    return session.execute(waiting.limit(1)).first() is not None
+
+
 def take_build(session: Session, build_id: str, node: str, owner: str, lease: timedelta) -> Build | None:
     """Take the lease of a build that waits for this node.
 

@@ -4,6 +4,7 @@ Tasks carry ids; the rows are the truth. Builds are acknowledged late and may be
 lease on the build's row decides who runs it.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -103,9 +104,17 @@ def _send(app: Celery, task: str, arguments: list[Any], queue: str, **options: A
 
 def queue_length(app: Celery, name: str) -> int:
     """Tasks that wait in a queue, without those a worker has taken. Raises EnvironmentFault."""
+    return int(_look(app, lambda redis: redis.llen(name)))
+
+
+def oldest_task(app: Celery, name: str) -> bytes | None:
+    """The message that a worker of the queue takes next; None when none waits. Raises EnvironmentFault."""
+    return cast(bytes | None, _look(app, lambda redis: redis.lindex(name, -1)))
+
+
+def _look(app: Celery, ask: Callable[[Any], Any]) -> Any:
     try:
         with app.connection_for_read(transport_options=SEND_OPTIONS) as connection:
-            channel = connection.default_channel
-            return int(channel.client.llen(name))
+            return ask(connection.default_channel.client)
     except (OperationalError, OSError) as exc:
         raise EnvironmentFault("look into the queue", str(exc), "is Redis running?") from exc

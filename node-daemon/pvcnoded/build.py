@@ -38,6 +38,7 @@ from pvcnoded.undo import VM, guard_pools, pools_of, undoers
 
 PR_SET_PDEATHSIG = 1
 SHORTEST_SECRET = 4
+MOST_STATUS = 2000  # characters of what could not be removed
 UNDO_PAUSE_S = 1.0
 logger = logging.getLogger("pvc.build")
 
@@ -119,6 +120,8 @@ class BuildProcess:
             return []
         kill_process_of(build_id)  # it may have been ended without this node's knowing
         failures = self._undo_pending(journal, "discard") if names else []
+        if names:
+            self.database.patiently(lambda session: tell_what_is_left(session, build_id, failures))
         if failures:
             return failures
         self.database.patiently(journal.close_clients_in)
@@ -271,6 +274,14 @@ def end_undo(session: Session, journal: Journal, *, complete: bool, waits: str, 
     else:
         let_go(session, journal, again)
         build.status = f"{build.status}; {waits}" if waits else build.status
+
+
+def tell_what_is_left(session: Session, build_id: str, failures: Sequence[str]) -> None:
+    """The status of a build that has ended says what of it could not be removed, and why."""
+    build = builds.find_build(session, build_id, lock=True)
+    if build.error:
+        left = f"; not removed yet: {'; '.join(failures)}"[:MOST_STATUS] if failures else ""
+        build.status = f"{builds.describe_error(build.error)}{left}"
 
 
 def let_go(session: Session, journal: Journal, again: timedelta) -> None:

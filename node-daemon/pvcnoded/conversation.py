@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pvccommon.errors import Internal, PvcError, ScriptFailed
+from pvccommon.errors import Internal, PvcError, ScriptFailed, WrongInput
 from pvccommon.models import Json
 from pvcnoded.build_log import BuildLog, clean
 
@@ -23,6 +23,8 @@ TICK_S = 0.2
 SEND_TIMEOUT_S = 30
 READ_BYTES = 16 * 1024
 DRAIN_READS = 64
+# The class of errors by which a script says that it cannot build what is asked for (vmbuilder.errors).
+REFUSAL = "ValidationError"
 
 Answer = Callable[[str, Json], Json]
 
@@ -177,5 +179,7 @@ def _result(reply: Json, what: str, log: BuildLog) -> Any:
     for line in str(error.get("traceback") or "").splitlines()[-60:]:
         log.error(line)
     message = " ".join(str(error.get("message", "")).split())[:2000]
+    if error.get("class") == REFUSAL:
+        raise WrongInput(what, clean(message), "change the arguments or the profile, and create the VM again")
     why = f"{str(error.get('class', 'error'))[:80]}: {message}"
     raise ScriptFailed(what, clean(why), "see the log of the build")

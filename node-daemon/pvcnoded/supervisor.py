@@ -22,6 +22,8 @@ from pvcnoded.sweeper import Sweeper
 SWEEP_EVERY_S = 60
 RESEND_EVERY_S = 10
 LOOKS_BEFORE_DEAD = 4
+LOOK_AT_QUEUE_EVERY_S = 5
+UNREAD_S = 25.0  # less than callers wait for an answer
 WORKERS = ("builds", "commands")
 STOP_TIMEOUT_S = 60
 RESTART_PAUSE_S = 2
@@ -35,6 +37,7 @@ class Supervisor:
         self._config_path = config_path
         process = BuildProcess(config, Database(config.database))
         self._database = process.database
+        self._node = config.node.name
         self._heartbeat = Heartbeat(process)
         self._media = Media(config, process.database, process.pools, process.hypervisor)
         self._heartbeat_s = config.node.heartbeat_s
@@ -43,6 +46,7 @@ class Supervisor:
         self._lost_nodes = LostNodes(process, self._celery)
         self._dead_after_s = config.node.dead_after_s
         self._look_every_s = config.node.dead_after_s / LOOKS_BEFORE_DEAD
+        self._unread: tuple[bytes, float] | None = None  # the command that is next, and since when
         self._last_beat = 0.0  # by a clock that goes on while the machine sleeps
         self._stopping = threading.Event()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
@@ -59,6 +63,7 @@ class Supervisor:
             (RESEND_EVERY_S, self._resend),
             (self._heartbeat_s, self._media.look_after),
             (self._look_every_s, self._look_at_lost_nodes),
+            (LOOK_AT_QUEUE_EVERY_S, self._look_at_commands),
         )
         for period_s, action in periodic:
             threading.Thread(target=self._every, args=(period_s, action), daemon=True).start()
@@ -103,6 +108,20 @@ class Supervisor:
 
     def _look_at_lost_nodes(self) -> None:
         self._lost_nodes.look()
+
+    def _look_at_commands(self) -> None:
+        """End the worker that answers commands when it reads none; it is started again then.
+
+        After Redis was killed, Celery 5.2 has been seen connected again, and idle before a full queue.
+        """
+        oldest = queue.oldest_task(self._celery, queue.command_queue(self._node))
+        now = time.monotonic()
+        if oldest is None or self._unread is None or self._unread[0] != oldest:
+            self._unread = (oldest, now) if oldest is not None else None
+        elif now - self._unread[1] > UNREAD_S:
+            logger.error("the commands worker has read nothing for %d s; ending it", UNREAD_S)
+            self._unread = None
+            self._children["commands"].kill()
 
     def _watch_children(self) -> None:
         """Start the workers, and start one again that has ended."""

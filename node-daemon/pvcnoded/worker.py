@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from datetime import timedelta
 from typing import Any
 
 from celery import Celery
@@ -36,6 +37,8 @@ from pvcnoded.vm_commands import VmCommands
 from pvcnoded.volume_commands import VolumeCommands
 
 COMMAND_THREADS = 8
+LOOK_EVERY_S = 5.0
+WAITED_TOO_LONG = timedelta(seconds=20)
 WAKE_EVERY_S = 0.1
 END_IMPORTS_S = 10.0  # what has not ended by then, the sweeper removes
 logger = logging.getLogger("pvc.worker")
@@ -52,12 +55,45 @@ class BuildRunner:
         self._sweeper = Sweeper(process)
         self._children: set[subprocess.Popen[bytes]] = set()
         self._turn = threading.Lock()
+        self._free = threading.BoundedSemaphore(config.builds.concurrency)
+        self._ending = threading.Event()
 
     def run_next(self) -> None:
         """Run the build that has waited longest to its end; what its process left undone is undone here.
 
         A message only says that there is work: messages can overtake each other, or come twice.
         """
+        with self._free:
+            self._run_next()
+
+    def look_for_forgotten(self) -> None:
+        """Run builds that wait although they could run: no message says so, or nobody reads the messages.
+
+        After Redis was killed, Celery 5.2 has been seen connected again, and idle before a full queue.
+        """
+        while not self._ending.wait(LOOK_EVERY_S):
+            try:
+                if self._is_one_forgotten():
+                    threading.Thread(target=self._run_forgotten, daemon=True).start()
+            except PvcError as exc:
+                logger.error("looking for builds that wait: %s", exc.message)
+
+    def _is_one_forgotten(self) -> bool:
+        with self._database.session() as session:
+            return builds.has_waited(session, self._node, WAITED_TOO_LONG)
+
+    def _run_forgotten(self) -> None:
+        if not self._free.acquire(blocking=False):
+            return  # it has to wait
+        try:
+            logger.warning("a build waits, and no message came: running it")
+            self._run_next()
+        except PvcError as exc:
+            logger.error("a build that waits: %s", exc.message)
+        finally:
+            self._free.release()
+
+    def _run_next(self) -> None:
         with self._turn:
             with self._database.session() as session:
                 build_id = builds.longest_waiting(session, self._node)
@@ -88,6 +124,7 @@ class BuildRunner:
 
     def end_all(self) -> None:
         """Ask all builds under way to end; each undoes itself."""
+        self._ending.set()
         for child in list(self._children):
             child.send_signal(signal.SIGTERM)
 
@@ -107,6 +144,7 @@ def serve_builds(app: Celery, config: Config, config_path: str | None) -> None:
         runner.end_all()
 
     worker_shutting_down.connect(end_builds, weak=False)
+    threading.Thread(target=runner.look_for_forgotten, daemon=True).start()
     _work(app, "builds", queue.build_queue(config.node.name), config.node.name, config.builds.concurrency)
 
 

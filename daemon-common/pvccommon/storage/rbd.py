@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 
 from pvccommon.errors import (
     Busy,
+    Exists,
     NotFound,
     WrongInput,
 )
@@ -107,8 +108,12 @@ class RbdPool(RbdSnapshots, RbdLeftovers):
     def rename_volume(self, name: str, new_name: str) -> Volume:
         check_name(new_name)
         what = f"rename volume {self.describe(name)} to {new_name}"
-        with self._trying(what), self._closed(name, "rename", what):
+        with self._trying(what), self._closed(name, "rename", what) as image_id:
             self._rbd.RBD().rename(self._ioctx, name, new_name)
+            # Of two at one time that take the same name, librbd tells both that they have it.
+            with self._open(new_name, "rename", read_only=True) as image:
+                if image.id() != image_id:
+                    raise Exists(what, "another volume has just taken this name", "choose another name")
             return self.stat_volume(new_name)
 
     def resize_volume(self, name: str, size_bytes: int) -> Volume:

@@ -1,5 +1,7 @@
 """Snapshots of RBD images."""
 
+import threading
+
 from pvccommon.errors import (
     Exists,
     WrongState,
@@ -15,14 +17,20 @@ from pvccommon.storage.rbd_family import (
 )
 from pvccommon.storage.rbd_images import RbdImages
 
+# Held while a snapshot gets its name: of several that make the same at once, librbd tells all that they did.
+_naming = threading.Lock()
+
 
 class RbdSnapshots(RbdImages):
     """Keeping, protecting, cloning and restoring the content of volumes."""
 
     def create_snapshot(self, volume: str, snapshot: str) -> Snapshot:
         check_name(snapshot, "snapshot")
-        with self._trying(f"create snapshot {self._full(volume, snapshot)}"):
+        what = f"create snapshot {self._full(volume, snapshot)}"
+        with self._trying(what), _naming:
             with self._open(volume, "snapshot") as image:
+                if snapshot in snapshot_names(image):
+                    raise Exists(what, "there is one of this name", "choose another name")
                 image.create_snap(snapshot)
             return self.stat_snapshot(volume, snapshot)
 

@@ -304,6 +304,7 @@ def test_volumes_of_images_are_left_alone(
 ) -> None:
     pool.create_volume("debian_1", MIB)
     pool.create_snapshot("debian_1", "base")
+    pool.protect_snapshot("debian_1", "base")
     with database.session() as session:
         image = Image(name="debian", kind="disk", state="ready", pool="vms", node="hv1", format="raw")
         image.volumes.append(
@@ -311,6 +312,16 @@ def test_volumes_of_images_are_left_alone(
         )
         session.add(image)
     assert all("image debian" in message for message in refusals(api, expect, "debian_1"))
+    base = f"{SNAPSHOTS}/vms/debian_1/base"
+    for answer in (
+        api.put(f"{VOLUMES}/vms/debian_1", data={"new_size": "64M"}),
+        api.put(base, data={"new_name": "other"}),
+        api.post(f"{base}/unprotect"),
+        api.delete(base),
+    ):
+        assert "it is part of image debian" in expect(answer, 400)["message"]
+    snapshot = pool.stat_snapshot("debian_1", "base")
+    assert snapshot.protected and pool.stat_volume("debian_1").size_bytes == MIB
 
 
 def test_what_a_viewer_may(caller: Any, pool: DirectoryPool, expect: Any) -> None:

@@ -404,6 +404,40 @@ class TestManyAtOnce:
         pool.delete_volume("web1_sda")
         assert under_test.leftovers() == []
 
+    def test_one_of_many_gets_the_name_by_renaming(self, pool: StoragePool, under_test) -> None:
+        sizes = {f"web{number}_sda": (number + 1) * SIZE for number in range(4)}
+        for name, size_bytes in sizes.items():
+            pool.create_volume(name, size_bytes)
+
+        def rename(name: str) -> bool:
+            try:
+                renamed = (pool, under_test.other)[sizes[name] // SIZE % 2].rename_volume(name, "new_sda")
+            except (Exists, Busy):
+                return False
+            return renamed.size_bytes == sizes[name]
+
+        with ThreadPoolExecutor(4) as executor:
+            renamed = list(executor.map(rename, sizes))
+        assert sum(renamed) == 1
+        winner = list(sizes)[renamed.index(True)]
+        left = {volume.name: volume.size_bytes for volume in pool.list_volumes()}
+        assert left == {name: size for name, size in sizes.items() if name != winner} | {
+            "new_sda": sizes[winner]
+        }
+
+    def test_one_of_many_makes_the_snapshot(self, pool: StoragePool, under_test) -> None:
+        fill(pool, "golden")
+
+        def create(number: int) -> bool:
+            try:
+                (pool, under_test.other)[number % 2].create_snapshot("golden", "base")
+            except (Exists, Busy):
+                return False
+            return True
+
+        with ThreadPoolExecutor(6) as executor:
+            assert sum(executor.map(create, range(12))) == 1
+
     def test_clones_made_while_others_go(self, pool: StoragePool, under_test, content: Content) -> None:
         protected(pool)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pvccommon.errors import NoSpace, ScriptFailed
+from pvccommon.errors import NoSpace, ScriptFailed, WrongInput
 from pvcnoded.conversation import Conversation, StageTimedOut
 
 
@@ -109,6 +109,14 @@ def test_failure_of_the_script_is_raised_with_class_and_message(ends: Ends) -> N
         ends.conversation.call(STAGE, "run setup", 5)
     assert ends.log.lines == ["error: line 1", "error: line 2"]
     assert ends.conversation.usable, "the script can still clean up"
+
+
+def test_what_a_script_refuses_was_asked_for_wrongly(ends: Ends) -> None:
+    error = {"class": "ValidationError", "message": "there is no such network", "traceback": None}
+    ends.say({"type": "failed", "stage": "setup", "error": error})
+    with pytest.raises(WrongInput) as caught:
+        ends.conversation.call(STAGE, "run setup", 5)
+    assert (caught.value.why, bool(caught.value.hint)) == ("there is no such network", True)
 
 
 def test_hostile_texts_of_a_failure_are_cleaned(ends: Ends) -> None:
