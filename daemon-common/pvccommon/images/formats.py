@@ -1,4 +1,4 @@
-"""Disk images of a *given* format: what they are, from a bounded look at their headers and first tables.
+"""Disk images of a *given* format: what they are, from a bounded look at their headers and tables.
 
 The format is never guessed: an image that is raw for one reader and qcow2 for another can name any file.
 This look needs no privileges and finds what must never reach QEMU, whose own look, in a sandbox, comes after.

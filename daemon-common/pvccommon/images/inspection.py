@@ -48,6 +48,23 @@ class Inspection:
         if offset + length > self.reader.size_bytes:
             self.refuse(f"the {name} lies outside the file; it is damaged or cut off")
 
+    def check_places(self, name: str, used: int, length: int) -> None:
+        """Each of `used` needs `length` bytes of the file for itself; the last may be cut short.
+
+        What is named many times would be stored many times: a small file would fill the pool.
+        """
+        size = self.reader.size_bytes
+        if used > -(-size // length):
+            self.refuse(
+                f"the {name} in use do not fit into the file: {used} or more of {size_text(length)}, "
+                f"in {size} bytes; it is cut off, or some are named many times",
+                CONVERT_HINT,
+            )
+
+    def check_tables(self, name: str, length: int) -> None:
+        if length > self.limits.table_bytes:
+            self.refuse(f"the {name} take over {self.limits.table_bytes} bytes", CONVERT_HINT)
+
     def check_magic(self, name: str, data: bytes, magic: bytes) -> None:
         if not data.startswith(magic):
             self.refuse(f"the image is not {name}: wrong magic", "give the format it really has")

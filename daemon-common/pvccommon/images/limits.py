@@ -31,6 +31,7 @@ class Limits:
     manifest_bytes: int = 1 * MIB
     # Disk images
     virtual_bytes: int = 16 * TIB
+    table_bytes: int = 2 * GIB  # of the second level: what 16 TiB need in clusters of 64 KiB
     snapshots: int = 16
 
 

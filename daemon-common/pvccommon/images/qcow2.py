@@ -1,7 +1,7 @@
 """qcow2, versions 2 and 3. https://gitlab.com/qemu-project/qemu/-/blob/master/docs/interop/qcow2.txt
 
-Numbers are big endian. Only the header, its extensions and the first level of the tables are read: what lies
-below is checked when the image is converted, by QEMU in a sandbox.
+Numbers are big endian. The header, its extensions and the first level of the tables are checked here, and the
+clusters of the second level counted: where they lie is checked by QEMU, in a sandbox, before it converts.
 """
 
 import struct
@@ -11,6 +11,7 @@ from typing import Final
 from pvccommon.images.file_name import shown
 from pvccommon.images.inspection import CONVERT_HINT, PIECE_BYTES, ImageInfo, Inspection, size_text
 from pvccommon.images.limits import MIB
+from pvccommon.images.qcow2_clusters import OFFSET_MASK, ClusterCount
 
 MAGIC: Final = b"QFI\xfb"
 V2_BYTES, V3_BYTES = 72, 104
@@ -23,7 +24,6 @@ MAX_EXTENSIONS: Final = 32
 DIRTY, CORRUPT, EXTERNAL_DATA, COMPRESSION_TYPE, EXTENDED_L2 = 1, 2, 4, 8, 16
 EXTENSION_DATA_FILE, EXTENSION_ENCRYPTION = 0x44415441, 0x0537BE77
 COMPRESSIONS: Final = {0: "zlib", 1: "zstd"}
-OFFSET_MASK: Final = 0x00FFFFFFFFFFFE00
 
 _V2 = struct.Struct(">4sIQIIQIIQQIIQ")
 _V3 = struct.Struct(">QQQII")
@@ -134,7 +134,7 @@ def _check_table(image: Inspection, name: str, offset: int, length: int, cluster
 def _check_l1(
     image: Inspection, size: int, cluster: int, cluster_bits: int, entries: int, offset: int
 ) -> None:
-    """The first level: as long as the disk needs, and every entry inside the file."""
+    """The first level: as long as the disk needs, every entry inside the file; the second is counted."""
     # An L2 table fills a cluster; entries are 8 bytes, 16 with subclusters.
     entry_bits = 4 if "subclusters" in image.features else 3
     needed = -(-size // (1 << (2 * cluster_bits - entry_bits)))
@@ -142,6 +142,7 @@ def _check_l1(
         image.refuse(f"the qcow2 image has an L1 table of {entries} entries; its size needs {needed}")
     _check_table(image, "L1 table", offset, 8 * entries, cluster)
     last = image.reader.size_bytes - cluster
+    count = ClusterCount(image, cluster, 1 << entry_bits)
     for start in range(0, 8 * entries, PIECE_BYTES):
         table = array(
             "Q", image.read("qcow2 L1 table", offset + start, min(PIECE_BYTES, 8 * entries - start))
@@ -151,3 +152,5 @@ def _check_l1(
             place = entry & OFFSET_MASK
             if place and (place % cluster or place > last):
                 image.refuse(f"the qcow2 L1 table points to {place}, which is no cluster of the file")
+            if place:
+                count.add_table(place)

@@ -66,11 +66,13 @@ def _check_dynamic(image: Inspection, offset: int, current: int) -> None:
         image.refuse(f"the VHD has a table of {entries} blocks; its size needs {needed}")
     image.features.append(f"block {size_text(block)}")
     image.check_inside("VHD block table", table, 4 * entries)
-    _check_blocks(image, table, needed)
+    _check_blocks(image, table, needed, block)
 
 
-def _check_blocks(image: Inspection, table: int, entries: int) -> None:
+def _check_blocks(image: Inspection, table: int, entries: int, block: int) -> None:
+    """All blocks inside the file, and room there for each."""
     last = image.reader.size_bytes // 512
+    used = 0
     for start in range(0, 4 * entries, PIECE_BYTES):
         piece = array(
             "I", image.read("VHD block table", table + start, min(PIECE_BYTES, 4 * entries - start))
@@ -78,3 +80,5 @@ def _check_blocks(image: Inspection, table: int, entries: int) -> None:
         piece.byteswap()
         if any(last <= entry < NO_BLOCK for entry in piece):
             image.refuse("a block of the VHD lies outside the file; it is damaged or cut off")
+        used += len(piece) - piece.count(NO_BLOCK)
+        image.check_places("VHD blocks", used, block)

@@ -125,13 +125,17 @@ def _metadata(image: Inspection, offset: int, length: int) -> dict[UUID, bytes]:
 
 
 def _check_blocks(image: Inspection, offset: int, length: int, *, size: int, block: int, sector: int) -> None:
-    """All blocks inside the file. After each `ratio` blocks the table has one entry for a bitmap."""
+    """All blocks inside the file, and room there for each.
+
+    After each `ratio` blocks the table has one entry for a bitmap.
+    """
     ratio = 2**23 * sector // block
     blocks = -(-size // block)
     entries = blocks + (blocks - 1) // ratio
     if 8 * entries > length:
         image.refuse(f"the VHDX has a block table of {length // 8} entries; its size needs {entries}")
     last = image.reader.size_bytes
+    used = 0
     for start in range(0, 8 * entries, PIECE_BYTES):
         piece = array(
             "Q", image.read("VHDX block table", offset + start, min(PIECE_BYTES, 8 * entries - start))
@@ -139,8 +143,11 @@ def _check_blocks(image: Inspection, offset: int, length: int, *, size: int, blo
         for entry in piece:
             if entry & 7 == BLOCK_PARTLY_PRESENT:
                 image.refuse("the VHDX has blocks that are partly in another file", CONVERT_HINT)
-            if entry & 7 == BLOCK_PRESENT and (entry >> 20 << 20) + block > last:
-                image.refuse("a block of the VHDX lies outside the file; it is damaged or cut off")
+            if entry & 7 == BLOCK_PRESENT:
+                used += 1
+                if (entry >> 20 << 20) + block > last:
+                    image.refuse("a block of the VHDX lies outside the file; it is damaged or cut off")
+        image.check_places("VHDX blocks", used, block)
 
 
 def _sum_is_right(data: bytes) -> bool:

@@ -7,8 +7,11 @@ from pvccommon.images.inspection import PIECE_BYTES, WHAT, ImageInfo, Inspection
 from pvccommon.images.vmdk_descriptor import parse_descriptor
 from pvccommon.images.vmdk_header import (
     AT_END,
+    COMPRESSED,
     SECTOR_BYTES,
     TABLE_BYTES,
+    TABLE_ENTRIES,
+    ZEROED_GRAINS,
     SparseHeader,
     parse_sparse_header,
 )
@@ -41,15 +44,31 @@ def inspect_vmdk(image: Inspection) -> ImageInfo:
 
 
 def _check_directory(image: Inspection, header: SparseHeader) -> None:
-    """Every grain table inside the file. What they point to is checked at conversion."""
+    """Every grain table inside the file, and room for their grains. QEMU checks where these lie."""
     if header.directory == AT_END:
         image.refuse("the VMDK has no grain directory")
     start, length = header.directory * SECTOR_BYTES, 4 * header.tables
     image.check_inside("VMDK grain directory", start, length)
     last = image.reader.size_bytes - TABLE_BYTES
+    # A compressed grain takes a sector or more.
+    grain_bytes = SECTOR_BYTES if header.flags & COMPRESSED else header.grain_bytes
+    tables = grains = 0
     for offset in range(0, length, PIECE_BYTES):
         piece = array(
             "I", image.read("VMDK grain directory", start + offset, min(PIECE_BYTES, length - offset))
         )
         if max(piece) * SECTOR_BYTES > last:
             image.refuse("a grain table of the VMDK lies outside the file; it is damaged or cut off")
+        tables += len(piece) - piece.count(0)
+        image.check_places("VMDK grain tables", tables, TABLE_BYTES)
+        image.check_tables("VMDK grain tables", tables * TABLE_BYTES)
+        for sector in filter(None, piece):
+            grains += _used_grains(image, header, sector)
+            image.check_places("VMDK grains", grains, grain_bytes)
+
+
+def _used_grains(image: Inspection, header: SparseHeader, sector: int) -> int:
+    """How many entries of the table there have a place in the file: 0 is never written, 1 may mean zeros."""
+    table = array("I", image.read("VMDK grain table", sector * SECTOR_BYTES, TABLE_BYTES))
+    zeroed = table.count(1) if header.flags & ZEROED_GRAINS else 0
+    return TABLE_ENTRIES - table.count(0) - zeroed

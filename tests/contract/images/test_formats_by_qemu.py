@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 import subprocess
 from pathlib import Path
 
@@ -91,3 +92,91 @@ def test_encrypted_and_with_snapshots(tmp_path: Path) -> None:
         subprocess.run(["qemu-img", "snapshot", "-c", f"s{number}", path], check=True)
     with pytest.raises(WrongInput, match="has 17 snapshots"):
         inspect("qcow2", path)
+
+
+@pytest.mark.parametrize(
+    ("image_format", "options"),
+    [
+        *[("qcow2", ("-o", f"preallocation={how}")) for how in ("metadata", "falloc", "full")],
+        ("qcow2", ("-o", "preallocation=metadata,extended_l2=on")),
+        ("qcow2", ("-o", "preallocation=metadata,cluster_size=2M")),
+        ("vhdx", ("-o", "subformat=fixed")),
+        *[(form, ()) for form in ("qcow2", "vmdk", "vhd", "vhdx", "vdi")],
+    ],
+)
+def test_full_images(image_format: str, options: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    make(path, image_format, *options)
+    inspect(image_format, path)
+    fill(path, image_format)
+    assert inspect(image_format, path).warnings == ()
+
+
+@pytest.mark.parametrize("options", ["cluster_size=64k", "compression_type=zstd", "cluster_size=512"])
+def test_compressed_clusters_take_less_than_their_size(options: str, tmp_path: Path) -> None:
+    make(tmp_path / "plain", "qcow2")
+    fill(tmp_path / "plain", "qcow2")
+    path = tmp_path / "image"
+    command = [
+        "qemu-img",
+        "convert",
+        "-c",
+        "-f",
+        "qcow2",
+        "-O",
+        "qcow2",
+        "-o",
+        options,
+        tmp_path / "plain",
+        path,
+    ]
+    subprocess.run(command, check=True)
+    assert path.stat().st_size < 10 * MIB
+    inspect("qcow2", path)
+
+
+def test_full_with_snapshots(tmp_path: Path) -> None:
+    """Their clusters are the disk's, or of no disk: neither is counted twice."""
+    path = tmp_path / "image"
+    make(path, "qcow2")
+    for number in range(4):
+        fill(path, "qcow2")
+        subprocess.run(["qemu-img", "snapshot", "-c", f"s{number}", path], check=True)
+        assert "snapshots" in inspect("qcow2", path).warnings[0]
+    subprocess.run(["qemu-img", "snapshot", "-a", "s1", path], check=True)
+    inspect("qcow2", path)
+
+
+def test_one_cluster_many_times_of_which_qemu_says_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    options = "cluster_size=2M,refcount_bits=64"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, path, "6G"], check=True)
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 2M", path], check=True, capture_output=True)
+    name_first_cluster_everywhere(path, 2 * MIB, 3072)
+    subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", path], check=True)
+    with pytest.raises(
+        WrongInput, match="the qcow2 clusters in use do not fit into the file: 3072 or more of 2 MiB"
+    ):
+        inspect("qcow2", path)
+
+
+def fill(path: Path, image_format: str) -> None:
+    command = ["qemu-io", "-f", qemu_format(image_format), "-c", "write -P 9 0 20M", path]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def name_first_cluster_everywhere(path: Path, cluster: int, times: int) -> None:
+    """With the reference counts, of 64 bits, that go with it."""
+    with path.open("r+b") as file:
+
+        def number(place: int) -> int:
+            file.seek(place)
+            return int.from_bytes(file.read(8), "big") & 0x00FFFFFFFFFFFE00
+
+        table = number(number(40))  # the first L2 table, of the L1 table that the header gives
+        data = number(table)
+        counts = number(number(48))  # likewise for reference counts
+        file.seek(table)
+        file.write(struct.pack(">Q", data) * times)
+        file.seek(counts + 8 * (data // cluster))
+        file.write(struct.pack(">Q", times))

@@ -30,6 +30,7 @@ def qcow2(
     compression: int = 0,
     extensions: bytes = bytes(8),
     l1_entries: tuple[int, ...] = (3 * CLUSTER, 0),
+    l2_entries: tuple[int, ...] = (),
     clusters: int = 4,
 ) -> bytes:
     head = struct.pack(
@@ -47,6 +48,8 @@ def qcow2(
     if version > 2:
         head += struct.pack(">QQQIIB7x", incompatible, 0, 0, refcount_order, header_bytes, compression)
     body = (head + extensions).ljust(CLUSTER, b"\0") + struct.pack(f">{len(l1_entries)}Q", *l1_entries)
+    if l2_entries:
+        body = body.ljust(3 * CLUSTER, b"\0") + struct.pack(f">{len(l2_entries)}Q", *l2_entries)
     return body.ljust(clusters * CLUSTER, b"\0")
 
 
@@ -55,7 +58,12 @@ def extension(kind: int, data: bytes = b"", length: int | None = None) -> bytes:
 
 
 def sparse_vmdk(
-    capacity: int = 2048, *, text: bytes | None = None, tables: tuple[int, ...] = (26,), **fields: object
+    capacity: int = 2048,
+    *,
+    text: bytes | None = None,
+    tables: tuple[int, ...] = (26,),
+    grains: tuple[int, ...] = (),
+    **fields: object,
 ) -> bytes:
     """monolithicSparse: header, descriptor, directory in sector 25, a grain table in 26."""
     settings = {"flags": 3, "directory": 25, "overhead": 128, "compression": 0, **fields}
@@ -64,7 +72,7 @@ def sparse_vmdk(
     return (
         head.ljust(25 * 512, b"\0")
         + struct.pack(f"<{len(tables)}I", *tables).ljust(512, b"\0")
-        + bytes(4 * 512)
+        + struct.pack(f"<{len(grains)}I", *grains).ljust(4 * 512, b"\0")
     )
 
 

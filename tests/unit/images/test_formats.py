@@ -1,6 +1,7 @@
 """Images of a given format: what they are, and why they are refused."""
 
 import random
+import struct
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from pvccommon.images.byte_reader import FileReader, PrefixReader
 from pvccommon.images.formats import FORMATS, inspect_image, qemu_format
 from pvccommon.images.inspection import ImageInfo
 from pvccommon.images.limits import Limits
+from pvccommon.images.qcow2_clusters import OFFSET_MASK, used_clusters
 from pvccommon.images.vhdx import crc32c
 
 UNKNOWN = "00000000-0000-0000-0000-000000000001"
@@ -186,7 +188,47 @@ HOSTILE = {
     ),
     "qcow2: no refcounts": ("qcow2", qcow2(refcounts=(CLUSTER, 0)), "a refcount table of no sensible size"),
     "qcow2: cut off": ("qcow2", qcow2(clusters=2), "lies outside the file; it is damaged or cut off"),
+    "qcow2: a cluster many times": (
+        "qcow2",
+        qcow2(l2_entries=(1 << 63 | 2 * CLUSTER,) * 5),
+        "the qcow2 clusters in use do not fit into the file: 5 or more of 64 KiB, in 262144 bytes",
+    ),
+    "qcow2: a cluster many times, in version 2": (
+        "qcow2",
+        qcow2(version=2, l2_entries=(2 * CLUSTER,) * 8192),
+        "the qcow2 clusters in use do not fit into the file: 8192 or more",
+    ),
+    "qcow2: a cluster many times, with subclusters": (
+        "qcow2",
+        qcow2(incompatible=16, l1=(4, CLUSTER), l2_entries=(2 * CLUSTER, 1) * 5),
+        "the qcow2 clusters in use do not fit into the file: 5 or more",
+    ),
+    "qcow2: an L2 table many times": (
+        "qcow2",
+        qcow2(l1=(5, CLUSTER), l1_entries=(3 * CLUSTER,) * 5),
+        "the qcow2 L2 tables in use do not fit into the file: 5 or more",
+    ),
     # VMDK
+    "vmdk: a grain many times": (
+        "vmdk",
+        sparse_vmdk(grains=(30,) * 16),
+        "the VMDK grains in use do not fit into the file: 16 or more of 64 KiB, in 15360",
+    ),
+    "vmdk: sector 1 many times": (
+        "vmdk",
+        sparse_vmdk(grains=(1,) * 16),
+        "the VMDK grains in use do not fit into the file",
+    ),
+    "vmdk: a compressed grain many times": (
+        "vmdk",
+        sparse_vmdk(flags=3 | 1 << 16, compression=1, grains=(30,) * 31),
+        "the VMDK grains in use do not fit into the file: 31 or more of 512 bytes",
+    ),
+    "vmdk: a grain table many times": (
+        "vmdk",
+        sparse_vmdk(128 * 512 * 9, tables=(26,) * 9),
+        "the VMDK grain tables in use do not fit into the file: 9 or more of 2 KiB",
+    ),
     "vmdk: other magic": ("vmdk", bytes(2000), "the image is not a VMDK: wrong magic"),
     "vmdk: descriptor only": ("vmdk", FLAT, "is only a descriptor, which points to other files"),
     "vmdk: flat extent": ("vmdk", sparse_vmdk(text=FLAT), "an extent of type FLAT"),
@@ -237,6 +279,11 @@ HOSTILE = {
     "vhd: short table": ("vhd", vhd(entries=1), "a table of 1 blocks; its size needs 4"),
     "vhd: table outside": ("vhd", vhd(table=2**50), "the VHD block table lies outside"),
     "vhd: block outside": ("vhd", vhd(blocks=(999_999,)), "a block of the VHD lies outside"),
+    "vhd: a block many times": (
+        "vhd",
+        vhd(blocks=(4,) * 4),
+        "the VHD blocks in use do not fit into the file: 4 or more of 2 MiB, in 2560 bytes",
+    ),
     "vhd: fixed and cut": ("vhd", vhd_footer(MIB, kind=2), "the VHD data lies outside the file"),
     "vhd: no copy": ("vhd", bytes(512) + vhd_footer(MIB), "no copy of its footer at its beginning"),
     "vhd: no size": ("vhd", vhd(0), "its virtual size is 0"),
@@ -273,6 +320,11 @@ HOSTILE = {
     "vhdx: huge": ("vhdx", vhdx(items=vhdx_items(size=2**60)), "its virtual size, 1152921504606846976"),
     "vhdx: short table": ("vhdx", vhdx(items=vhdx_items(size=2**38)), "a block table of 131072 entries"),
     "vhdx: block outside": ("vhdx", vhdx(blocks=(2**40 | 6,)), "a block of the VHDX lies outside"),
+    "vhdx: a block many times": (
+        "vhdx",
+        vhdx(blocks=(3 * MIB | 6,) * 64),
+        "the VHDX blocks in use do not fit into the file: 64 or more of 1 MiB, in 4194304",
+    ),
     "vhdx: partly elsewhere": ("vhdx", vhdx(blocks=(7,)), "blocks that are partly in another file"),
     # VDI
     "vdi: other magic": ("vdi", vdi(signature=1), "the image is not VDI: wrong magic"),
@@ -306,6 +358,43 @@ def test_hostile_images_are_refused_with_their_reason(name: str) -> None:
     with pytest.raises(WrongInput) as caught:
         inspect(image_format, data)
     assert reason in caught.value.message
+
+
+COMPRESSED, ZERO = 1 << 62, 1
+
+
+@pytest.mark.parametrize(
+    ("image_format", "data"),
+    [
+        ("qcow2", qcow2(l2_entries=(1 << 63 | 2 * CLUSTER,) * 4)),
+        ("qcow2", qcow2(l2_entries=(COMPRESSED | 2 * CLUSTER,) * 4096 + (1 << 63 | ZERO,) * 4096)),
+        ("qcow2", qcow2(incompatible=16, l1=(4, CLUSTER), l2_entries=(0, 2**64 - 1) * 4096)),
+        ("vmdk", sparse_vmdk(grains=(30,) + (0,) * 15)),
+        ("vmdk", sparse_vmdk(flags=3 | 4, grains=(1,) * 16)),
+        ("vmdk", sparse_vmdk(128 * 512 * 9, tables=(26,) + (0,) * 8)),
+        ("vmdk", sparse_vmdk(flags=3 | 1 << 16, compression=1, grains=(30,) * 30)),
+        ("vhd", vhd(blocks=(4,) + (0xFFFFFFFF,) * 3)),
+        ("vhdx", vhdx(blocks=(3 * MIB | 6,) + (3 * MIB | 2,) * 63)),
+    ],
+)
+def test_only_what_takes_room_in_the_file_is_counted(image_format: str, data: bytes) -> None:
+    assert inspect(image_format, data).format == image_format
+
+
+@pytest.mark.parametrize("entry_bytes", [8, 16])
+def test_clusters_are_counted_as_one_by_one(entry_bytes: int) -> None:
+    dice = random.Random(1)
+    choices = (0, 1, 2**63, 2**62, 2**62 | 512, 512, 2**55, 2**56, 2**61 | 2**9, 2**64 - 1, OFFSET_MASK)
+    entries = [dice.choice(choices) for _ in range(4096)]
+    table = struct.pack(">4096Q", *entries)
+    one_by_one = [entry & OFFSET_MASK and not entry & COMPRESSED for entry in entries[:: entry_bytes // 8]]
+    assert used_clusters(table, entry_bytes) == sum(map(bool, one_by_one)) > 0
+
+
+@pytest.mark.parametrize(("image_format", "data"), [("qcow2", qcow2()), ("vmdk", sparse_vmdk())])
+def test_tables_that_would_take_too_long_are_refused(image_format: str, data: bytes) -> None:
+    with pytest.raises(WrongInput, match=r"tables take over 1000 bytes"):
+        inspect(image_format, data, Limits(table_bytes=1000))
 
 
 def test_the_limit_of_the_virtual_size_can_be_set() -> None:
