@@ -166,6 +166,8 @@ QCOW2 = [
         ("long L1 table", lambda: qcow2(l1=(2**30, CLUSTER)), "an L1 table of 1073741824 entries"),
         ("not qcow2", lambda: NOISE * 4, "the image is not qcow2: wrong magic"),
         ("data outside the file", lambda: qcow2_with_table([1 << 63 | 2**40]), "QEMU refuses it"),
+        ("one cluster 8,192 times", lambda: qcow2(l2_entries=(2 * CLUSTER,) * 8192),
+         "the qcow2 clusters in use do not fit into the file"),
     ),
 ]  # fmt: skip
 
@@ -212,6 +214,8 @@ VMDK = [
          "it holds 3298534883328 bytes, over the limit"),
         ("cut off before its tables", lambda: GOOD_VMDK[: FIRST_GRAIN * SECTOR + len(grain(0, NOISE))],
          "the VMDK has no footer; it is cut off"),
+        ("no stream, and one grain 16 times", lambda: sparse_vmdk(grains=(30,) * 16),
+         "the VMDK grains in use do not fit into the file"),
         ("ESX server's", lambda: b"COWD" + bytes(2000), "is an ESX server sparse extent"),
     ),
 ]  # fmt: skip
@@ -222,7 +226,11 @@ OTHERS = [
         ("differencing disk", lambda: vhd(kind=4), "the VHD is a differencing disk"),
         ("block outside the file", lambda: vhd(blocks=(999_999,)), "a block of the VHD lies outside"),
     ),
-    *at_once("vhd", ("fixed, no data", lambda: vhd_footer(MIB, kind=2), "the VHD data lies outside")),
+    *at_once(
+        "vhd",
+        ("fixed, no data", lambda: vhd_footer(MIB, kind=2), "the VHD data lies outside"),
+        ("one block 4 times", lambda: vhd(blocks=(4,) * 4), "the VHD blocks in use do not fit into the file"),
+    ),
     *chunks(
         "vhdx",
         ("log", lambda: vhdx(log=b"x" * 16), "its log would have to be replayed"),
@@ -231,7 +239,12 @@ OTHERS = [
         ("unknown region", lambda: vhdx(regions={UNKNOWN: (MIB, MIB, 1)}),
          "needs a region that is not known"),
     ),
-    *at_once("vhdx", ("damaged header", lambda: vhdx(damage=True), "the VHDX has no valid header")),
+    *at_once(
+        "vhdx",
+        ("damaged header", lambda: vhdx(damage=True), "the VHDX has no valid header"),
+        ("one block 64 times", lambda: vhdx(blocks=(3 * MIB | 6,) * 64),
+         "the VHDX blocks in use do not fit into the file"),
+    ),
     *chunks(
         "vdi",
         ("differencing image", lambda: vdi(kind=4), "the VDI stands on another image: it is of type 4"),
