@@ -30,14 +30,17 @@ class Given(dict[str, Any]):
     def __init__(self, values: Mapping[str, Any], problems: Iterable[Problem]) -> None:
         super().__init__(values)
         self.problems = list(problems)
+        self.hint = ""
 
-    def add(self, path: str, message: str) -> None:
+    def add(self, path: str, message: str, hint: str = "") -> None:
         self.problems.append(Problem(path, message))
+        self.hint = self.hint or hint
 
     def require_ok(self, what: str = "") -> None:
         """Raise WrongInput with every problem, if there is one."""
         if self.problems:
-            raise WrongInput(what or f"{request.method} {request.path}", problems=self.problems)
+            what = what or f"{request.method} {request.path}"
+            raise WrongInput(what, hint=self.hint, problems=self.problems)
 
 
 def parse(schema: type[Schema], *, has_body: bool = True) -> Given:

@@ -17,6 +17,7 @@ from pvcapid.services import reading
 from pvccommon.models import (
     Image,
     ImageKind,
+    ImageState,
     NetworkTemplate,
     Profile,
     Script,
@@ -147,7 +148,16 @@ def _find_parts(session: Session, given: Given) -> dict[str, Any]:
             given.add(part, f"there is no {part.replace('_', ' ')} {given[part]!r}")
         else:
             found[part] = row
+    _refuse_failed(given, found.get("image"))
     return found
+
+
+def _refuse_failed(given: Given, image: Image | None) -> None:
+    """One that is still imported may become what the profile needs; a failed one does not."""
+    if image is not None and image.state == ImageState.FAILED:
+        why = (image.error or {}).get("why") or "see it"
+        hint = f"upload or import it again; see: pvc provisioner image show {image.name}"
+        given.add("image", f"image {image.name} cannot be used: it has failed: {why}", hint)
 
 
 def _check_image(given: Given, image: Image | None) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pvccommon.database import Database
-from pvccommon.models import Profile, Script
+from pvccommon.models import Image, Profile, Script
 
 PROFILE_PATH = "/provisioner/profile"
 GOOD_SCRIPT = "class VMBuilderScript(VMBuilder):\n    api_version = 1\n"
@@ -154,6 +154,25 @@ def test_unknown_script_and_missing_parts(api: Any, parts: None, expect: Any) ->
         api.post(PROFILE_PATH, {**query, "script": "maker", "profile_type": "ova", "ova": "x"}), 400
     )
     assert "ova" in paths(answer)
+
+
+@pytest.mark.parametrize("given", ["image", "ova"])
+def test_a_failed_image_is_no_part_of_a_profile(
+    api: Any, profile: str, database: Database, expect: Any, given: str
+) -> None:
+    image = {"name": "golden", "kind": "ova", "format": "ova", "pool": "vms", "source": "upload"}
+    error = {"kind": "no-space", "what": "import image golden", "why": "the pool is full", "hint": ""}
+    with database.session() as session:
+        session.add(Image(**image, document={}, state="failed", error=error))
+    query = {"name": "x", "profile_type": "ova", "system_template": "small", "script": "maker"}
+    answers = [expect(api.post(PROFILE_PATH, {**query, given: "golden"}), 400)]
+    if given == "image":
+        answers.append(expect(api.put(f"{PROFILE_PATH}/debian12", {"image": "golden"}), 400))
+    for answer in answers:
+        assert paths(answer) == {"image"}
+        assert "image golden cannot be used: it has failed: the pool is full" in answer["message"]
+        assert answer["hint"] == "upload or import it again; see: pvc provisioner image show golden"
+    assert [row["image"] for row in expect(api.get(PROFILE_PATH), 200)] == ["N/A"]
 
 
 def test_values_are_split_at_the_first_equals_sign(api: Any, profile: str, expect: Any) -> None:
