@@ -26,7 +26,7 @@ from pvcapid.sizes import MOST_BYTES
 from pvcapid.storage_nodes import ANSWER_TIMEOUT_S
 from pvcapid.uploaded_file import CHUNK_BYTES
 from pvcapid.volume_content import drain_body, patient_with_caller
-from pvccommon.errors import NotFound, PvcError, WrongInput, WrongState, error_from_dict
+from pvccommon.errors import Busy, NoAnswer, NotFound, PvcError, WrongInput, WrongState, error_from_dict
 from pvccommon.models import Image, ImageState
 from pvccommon.queue import call_node
 from pvccommon.transfer import Offer, Sender, connect
@@ -243,13 +243,24 @@ def find_upload(upload: str) -> tuple[Image, str]:
 
 
 def ask_node(image: Image, verb: str, arguments: dict[str, Any]) -> Any:
-    """The answer of the node that has the upload."""
+    """The answer of the node that has the upload. Raises Busy when there is none."""
     node = (image.owner or "").partition("/")[0]
-    return call_node(services().queue, node, verb, {"image_id": image.id, **arguments}, ANSWER_TIMEOUT_S)
+    with node_may_return(f"upload image {image.name}"):
+        return call_node(services().queue, node, verb, {"image_id": image.id, **arguments}, ANSWER_TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def node_may_return(what: str) -> Iterator[None]:
+    """A node daemon that is restarted answers again in a moment; then it knows what it still has."""
+    try:
+        yield
+    except NoAnswer as exc:
+        hint = "try again: if the node daemon was restarted, the upload has ended, and begins anew"
+        raise Busy(what, f"the node that takes it does not answer: {exc.why}", hint) from exc
 
 
 def send_chunk(offer: dict[str, Any], what: str) -> Any:
-    with connect(Offer(**offer), what) as channel:
+    with node_may_return(what), connect(Offer(**offer), what) as channel:
         sender = Sender(channel)
         sent = 0
         for piece in chunk_pieces(what):

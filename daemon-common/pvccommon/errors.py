@@ -14,6 +14,7 @@ PvcError
 ├── Cancelled            an operator asked for the end
 ├── ScriptFailed         a builder script raised, hung, ended or answered rubbish
 ├── EnvironmentFault     a program, service or device of this machine does not work
+│   ├── NoAnswer         the other end says nothing, or has gone: it may be restarted just now
 │   └── CommandFailed    an outside program ended badly (see run.py)
 │       ├── CommandNotFound
 │       └── CommandTimedOut
@@ -155,6 +156,10 @@ class ScriptFailed(PvcError):
 
 class EnvironmentFault(PvcError):
     kind = Kind.ENVIRONMENT
+
+
+class NoAnswer(EnvironmentFault):
+    pass
 
 
 class Internal(PvcError):

@@ -13,7 +13,7 @@ from celery.exceptions import TimeoutError as CeleryTimeout
 from kombu.exceptions import OperationalError
 
 from pvccommon.config import Queue, read_secret
-from pvccommon.errors import EnvironmentFault, error_from_dict
+from pvccommon.errors import EnvironmentFault, NoAnswer, error_from_dict
 
 BUILD_TASK = "pvc.build"
 COMMAND_TASK = "pvc.command"
@@ -72,7 +72,7 @@ def send_build(app: Celery, build_id: str, node: str) -> None:
 def call_node(app: Celery, node: str, verb: str, arguments: dict[str, Any], timeout_s: float = 30) -> Any:
     """Have a node do something short (`verb` of pvcnoded.command) and return its JSON answer.
 
-    Raises the node's own error, or EnvironmentFault when the node does not answer in time; then the
+    Raises the node's own error, or NoAnswer when the node does not answer in time; then the
     command has expired and will not run later.
     """
     result = _send(
@@ -82,7 +82,7 @@ def call_node(app: Celery, node: str, verb: str, arguments: dict[str, Any], time
         answer = cast(dict[str, Any], result.get(timeout=timeout_s))
     except CeleryTimeout as exc:
         result.forget()
-        raise EnvironmentFault(
+        raise NoAnswer(
             f"{verb} on node {node}", f"no answer within {timeout_s:g} s", "is pvc-node running there?"
         ) from exc
     except Exception as exc:

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any, NoReturn
 
-from pvccommon.errors import EnvironmentFault, error_from_dict
+from pvccommon.errors import EnvironmentFault, NoAnswer, error_from_dict
 
 HEADER = struct.Struct(">BQI")
 LONGEST = 1024 * 1024
@@ -65,7 +65,10 @@ class Frame:
 
 
 class Channel:
-    """One end of a connection. Errors of the connection are EnvironmentFault; close it in any case."""
+    """One end of a connection; close it in any case.
+
+    Errors of the connection are EnvironmentFault; when it broke, NoAnswer.
+    """
 
     def __init__(self, connection: ssl.SSLSocket, what: str, idle_s: float = IDLE_S) -> None:
         self._connection = connection
@@ -120,16 +123,16 @@ class Channel:
             while done < length:
                 count = self._connection.recv_into(view[done:])
                 if not count:
-                    raise EnvironmentFault(self._what, "the other end broke it off")
+                    raise NoAnswer(self._what, "the other end broke it off")
                 done += count
         except (OSError, ValueError) as exc:
             raise self._broken(exc) from exc
         return bytes(buffer)
 
-    def _broken(self, exc: Exception) -> EnvironmentFault:
+    def _broken(self, exc: Exception) -> NoAnswer:
         if isinstance(exc, TimeoutError):
-            return EnvironmentFault(self._what, f"nothing has moved for {self._idle_s:g} s")
-        return EnvironmentFault(self._what, f"the connection broke: {exc}")
+            return NoAnswer(self._what, f"nothing has moved for {self._idle_s:g} s")
+        return NoAnswer(self._what, f"the connection broke: {exc}")
 
     # ---- the answer
 

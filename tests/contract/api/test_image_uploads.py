@@ -15,12 +15,16 @@ from typing import Any
 
 import pytest
 
+import pvcapid.image_uploads
 from pvccommon.config import Images
+from pvccommon.config import Node as NodeSettings
 from pvccommon.database import Database
 from pvccommon.models import Audit, Image, ImageState
 from pvccommon.storage.directory import DirectoryPool
+from pvccommon.transfer import Channel
 from pvcnoded.imports import importer
 from pvcnoded.imports import session as node_session
+from pvcnoded.transfers import Transfers
 
 MIB = 1024**2
 IMAGES = "/provisioner/image"
@@ -221,6 +225,50 @@ def test_a_node_that_began_anew_has_no_uploads(
     serve_pool("hv1", pool)
     assert patch(api, path, 0, DATA[:MIB]).status_code == 404
     assert api("HEAD", path, headers=VERSION).status_code == 404
+
+
+def test_a_node_daemon_that_ends_says_so_to_the_sender_of_a_chunk(
+    api: Any, pool: DirectoryPool, answering: Any, expect: Any
+) -> None:
+    path = begin(api)
+    assert patch(api, path, 0, DATA[:MIB]).status_code == 204
+    append = answering.verbs["hv1"]["image.append"]
+
+    def append_and_end(arguments: dict[str, Any]) -> Any:
+        taken = append(arguments)
+        answering.imports["hv1"].end_all(10)
+        return taken
+
+    answering.verbs["hv1"]["image.append"] = append_and_end
+    error = expect(patch(api, path, MIB, DATA[MIB : 2 * MIB]), 503)
+    assert (error["kind"], error["why"]) == (
+        "busy-retry",
+        "the node daemon was restarted while it was imported",
+    )
+    assert error["hint"]
+    assert nothing_left(api, pool)
+    assert api("HEAD", path, headers=VERSION).status_code == 404
+
+
+def test_a_node_that_breaks_off_may_return(
+    api: Any, pool: DirectoryPool, answering: Any, expect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = begin(api)
+    assert patch(api, path, 0, DATA[:MIB]).status_code == 204
+    transfers = Transfers(NodeSettings(name="hv1"))
+    broken = {"image.append": lambda _: {"offer": transfers.offer("break off", Channel.close)}}
+    silent = {"image.state": lambda _: time.sleep(2), "image.append": lambda _: time.sleep(2)}
+    monkeypatch.setattr(pvcapid.image_uploads, "ANSWER_TIMEOUT_S", 0.5)
+    whole = answering.verbs["hv1"]
+    for verbs in (broken, silent):
+        answering.verbs["hv1"] = {**whole, **verbs}
+        error = expect(patch(api, path, MIB, DATA[MIB : 2 * MIB]), 503)
+        assert error["kind"] == "busy-retry"
+        assert error["why"].startswith("the node that takes it does not answer: ")
+        assert error["hint"].startswith("try again")
+    assert api("HEAD", path, headers=VERSION).status_code == 503
+    answering.verbs["hv1"] = whole
+    assert offset_of(api, path) == MIB
 
 
 def test_a_refused_image_is_told_with_its_chunk(api: Any, pool: DirectoryPool, expect: Any) -> None:
