@@ -1,8 +1,9 @@
 """The upload of an image: survives broken connections, restarts of the API, and the end of this program."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pvc.connections import store_path
 from pvc.context import Context
@@ -37,6 +38,12 @@ MAX_REFUSALS = 8
 MAX_STARTS = 4
 # What does not pass when an upload is begun anew.
 LASTING_KINDS = ("unauthenticated", "forbidden")
+# With these errors what has arrived is worth nothing.
+WORTHLESS_KINDS = ("wrong-input", "no-space")
+# What a chunk is told when its upload is ended, as a node daemon does that is restarted.
+ENDED = "cancelled"
+
+Answer = TypeVar("Answer")
 
 
 def upload_image(context: Context, request: ImageRequest, source: UploadSource, *, keep: bool) -> Row:
@@ -54,9 +61,10 @@ def upload_image(context: Context, request: ImageRequest, source: UploadSource, 
         except CliError as error:
             if isinstance(error, ImageFailed):
                 record.forget()
-            elif isinstance(error, FileChanged) or error.kind == "wrong-input":
-                # What has arrived is worth nothing.
+            elif isinstance(error, FileChanged) or error.kind in WORTHLESS_KINDS:
                 upload.end()
+            elif error.status is not None and not passes(error):
+                upload.forget_if_gone()
             raise
 
 
@@ -120,6 +128,16 @@ class ImageUpload:
                 return False
         self._forget()
         return True
+
+    def forget_if_gone(self) -> None:
+        """After an error: remember the upload only as long as it can be continued."""
+        try:
+            if self._tus is not None:
+                self._tus.offset(self._size_bytes)
+        except UploadGone:
+            self._forget()
+        except CliError:
+            return
 
     # ---- the beginning
 
@@ -256,22 +274,25 @@ class ImageUpload:
             if self._refusals > 1:
                 self._pause()
         else:
-            self._patience.bear(error)
+            self._patience.bear(passing(error) if error.kind == ENDED else error)
             self._chunk_bytes = max(MIN_CHUNK_BYTES, self._chunk_bytes // 2)
             display.remark(f"{error}; trying again")
             self._pause()
 
     def _ask_offset(self, display: Transfer) -> None:
+        self._offset = self._ask(lambda: self._upload.offset(self._size_bytes))
+        display.move_to(self._offset)
+
+    def _ask(self, question: Callable[[], Answer]) -> Answer:
+        """Ask until there is an answer. A server in trouble may be restarting, whatever its status says."""
         while True:
             try:
-                self._offset = self._upload.offset(self._size_bytes)
-                break
+                return question()
             except UploadGone:
                 raise
             except CliError as error:
-                self._patience.bear(error)
+                self._patience.bear(passing(error) if (error.status or 0) >= 500 else error)
                 self._pause()
-        display.move_to(self._offset)
 
     def _pause(self) -> None:
         time.sleep(PAUSES_S[min(self._breaks, len(PAUSES_S) - 1)])
@@ -293,7 +314,7 @@ class ImageUpload:
     def _image_made_of_it(self) -> Row | None:
         """The image, when the upload is gone because it was complete. Raises ImageFailed if it failed."""
         created = self._record.content.get("image_created")
-        image = image_or_none(self._client, self._request.name)
+        image = self._ask(lambda: image_or_none(self._client, self._request.name))
         if image is None or not created or str(image.get("created")) != created:
             return None
         if image.get("state") != UNFINISHED:

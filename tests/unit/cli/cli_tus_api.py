@@ -43,6 +43,9 @@ class TusApi:
     begin_answers: list[tuple[int, dict[str, Any]] | None] = field(default_factory=list)  # None: it is lost
     drop_answers: int = 0  # chunks that are taken, whose answer is lost
     lose_at: list[int] = field(default_factory=list)  # forget all when this much is there
+    lose_answer: tuple[int, dict[str, Any]] | None = None  # to the chunk with which all is forgotten
+    lost_rest: int = 0  # how often the row of an upload that is lost is still seen
+    offset_answers: list[int] = field(default_factory=list)  # to HEAD
     largest_chunk: int | None = None
     hold_at: int | None = None  # take no more from here until `go_on` is set
     discard_held: bool = False  # what the kernel still has of a client that is dead counts for nothing
@@ -60,7 +63,8 @@ class TusApi:
     def lose_all(self) -> None:
         """What a server does that keeps uploads in memory and is restarted."""
         self.uploads.clear()
-        self.images.clear()
+        if not self.lost_rest:
+            self.images.clear()
 
     def begin(self, length: int, metadata: dict[str, str]) -> tuple[int, dict[str, Any], dict[str, str]]:
         name = metadata["name"]
@@ -138,7 +142,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.api.requests.append(f"GET {self.path.removeprefix('/api/v1/provisioner')}")
         name = self.path.removeprefix(PREFIX + "/")
-        if name in self.api.images:
+        if self.api.lost_rest and not self.api.uploads:
+            self.api.lost_rest -= 1
+            self.answer(200, [self.api.images[name]])
+            self.api.lose_all()
+        elif name in self.api.images:
             self.answer(200, [self.api.image(name)])
         else:
             self.answer(404, {"message": f"there is no image {name}", "kind": "not-found"})
@@ -158,6 +166,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(*answer)
 
     def do_HEAD(self) -> None:
+        if self.api.offset_answers:
+            self.answer(self.api.offset_answers.pop(0))
+            return
         _, upload = self.upload()
         if upload is not None:
             self.answer(200, None, {"Upload-Offset": str(upload.offset), "Upload-Length": str(upload.length)})
@@ -232,7 +243,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.api.lose_at and upload.offset >= self.api.lose_at[0]:
             self.api.lose_at.pop(0)
             self.api.lose_all()
-            self.break_off()
+            if self.api.lose_answer:
+                self.answer(*self.api.lose_answer)
+            else:
+                self.break_off()
             return
         self.api.complete(upload_id)
         if self.api.drop_answers:

@@ -187,6 +187,68 @@ def test_a_server_that_lost_the_upload_gets_it_anew(tus: TusApi, upload: Any, im
     assert "the server does not have the upload any more; starting over\n" in result.err
 
 
+ENDED = {"what": "import image deb", "why": "it was ended", "kind": "cancelled"}
+BUSY = {"what": "upload image deb", "why": "the other end broke it off", "kind": "busy-retry"}
+
+
+@pytest.mark.parametrize("answer", [(400, ENDED), (503, BUSY)])
+@pytest.mark.parametrize("rest", [0, 5])
+def test_an_upload_that_its_node_ends_begins_anew_when_nothing_of_it_is_left(
+    tus: TusApi, upload: Any, image: Path, answer: tuple[int, dict[str, Any]], rest: int
+) -> None:
+    """A node daemon that is restarted says so; one that was killed leaves a row for a while."""
+    tus.lose_at, tus.lose_answer, tus.lost_rest = [MIB], answer, rest
+    tus.offset_answers = [503, 500, 500]
+    result = upload()
+    check_arrived(tus, result, image)
+    assert (tus.count("POST"), tus.lost_rest, tus.offset_answers) == (2, 0, [])
+    assert f"{answer[1]['what']}: {answer[1]['why']}; trying again\n" in result.err
+    assert "the server does not have the upload any more; starting over\n" in result.err
+
+
+def test_an_upload_that_is_always_ended_is_given_up(tus: TusApi, upload: Any) -> None:
+    tus.lose_at, tus.lose_answer = [MIB] * 100, (400, ENDED)
+    result = upload()
+    assert result.code == EXIT_CODES["busy-retry"]
+    assert "the server lost it 4 times" in result.err
+    assert tus.count("POST") == 4
+    assert remembered() == []
+
+
+def test_a_failure_that_ends_the_upload_is_told_and_nothing_is_remembered(
+    tus: TusApi, upload: Any, image: Path
+) -> None:
+    fault = {"message": "what reads it did nothing for 300 s", "kind": "environment"}
+    tus.lose_at, tus.lose_answer = [MIB], (500, fault)
+    result = upload()
+    assert result.code == EXIT_CODES["environment"]
+    assert result.err.splitlines()[-1] == "error: what reads it did nothing for 300 s"
+    assert remembered() == []
+
+
+def test_a_failure_that_leaves_the_upload_is_remembered(tus: TusApi, upload: Any, image: Path) -> None:
+    tus.answers = [(500, {"message": "the queue does not answer", "kind": "environment"})]
+    assert upload().code == EXIT_CODES["environment"]
+    assert len(remembered()) == 1
+    check_arrived(tus, upload(), image)
+    assert tus.count("POST") == 1
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_an_upload_without_space_is_forgotten(tus: TusApi, upload: Any, image: Path, is_gone: bool) -> None:
+    full = (400, {"message": "the pool is full", "kind": "no-space"})
+    if is_gone:
+        tus.lose_at, tus.lose_answer = [MIB], full
+    else:
+        tus.answers = [full]
+    result = upload()
+    assert (result.code, result.err.splitlines()[-1]) == (EXIT_CODES["no-space"], "error: the pool is full")
+    assert (tus.uploads, tus.images, remembered()) == ({}, {}, [])
+    result = upload("--node", "hv2")
+    check_arrived(tus, result, image)
+    assert "the earlier upload is ended" not in result.err
+
+
 def test_a_server_that_always_loses_it_is_given_up(tus: TusApi, upload: Any) -> None:
     tus.lose_at = [MIB] * 100
     result = upload()
