@@ -81,8 +81,7 @@ class VMBuilderScript(VMBuilder):
         self.volumes.check_root()
         self.release = self.arguments["release"] or host_release().codename
         self.distribution = debian.distribution_of(self.release)
-        if not self.arguments["keyring"]:
-            debian.require_keyring(self.distribution)
+        debian.require_keyring(self.distribution, self.arguments["keyring"])
         if not (self.arguments["root_password_hash"] or self.arguments["ssh_keys"] or self.userdata):
             self.log_warn("nobody will be able to log in: no password hash, SSH key or user data was given")
 

@@ -56,6 +56,8 @@ class VMBuilderScript(VMBuilder):
         """Refuse what cannot work before anything is made."""
         require_tools(freebsd.TOOLS)
         self.check_disks()
+        for name in SETS:
+            download.require(self.arguments[name])
         if self.userdata:
             raise ValidationError("the profile has user data, but FreeBSD's base system has no cloud-init")
         if not (self.arguments["root_password_hash"] or self.arguments["ssh_keys"]):

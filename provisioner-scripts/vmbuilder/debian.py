@@ -29,9 +29,12 @@ def distribution_of(release: str) -> str:
     raise ValidationError(f"release {release} is not known to debootstrap or distro-info on this node")
 
 
-def require_keyring(distribution: str) -> None:
-    """Raise ValidationError unless this node can check the distribution's signatures."""
-    if not Path(_KEYRINGS[distribution]).is_file():
+def require_keyring(distribution: str, given: str | None = None) -> None:
+    """Raise ValidationError unless this node can check the signatures, with the file given or its own."""
+    if given and not Path(given).is_file():
+        hint = "directories such as /srv, /home, /root and /tmp are hidden, see docs/security.md"
+        raise ValidationError(f"keyring {given}: there is no such file ({hint})")
+    if not given and not Path(_KEYRINGS[distribution]).is_file():
         raise ValidationError(f"package {distribution}-archive-keyring is not installed on this node")
 
 

@@ -36,6 +36,13 @@ def opened(place: str, sha256: str, *, limit_bytes: int) -> Iterator[BinaryIO]:
         yield stream
 
 
+def require(place: str) -> None:
+    """Raise ValidationError when the place is a path that cannot be read; a URL is not asked."""
+    if place.startswith("/"):
+        with _local(place):
+            pass
+
+
 @contextmanager
 def _local(path: str) -> Iterator[BinaryIO]:
     try:

@@ -50,6 +50,8 @@ def test_missing_keyring_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(debian, "_KEYRINGS", {"ubuntu": "/absent/ubuntu-archive-keyring.gpg"})
     with pytest.raises(ValidationError, match="ubuntu-archive-keyring is not installed"):
         debian.require_keyring("ubuntu")
+    with pytest.raises(ValidationError, match=r"keyring /absent/own\.gpg: there is no such file"):
+        debian.require_keyring("ubuntu", "/absent/own.gpg")
 
 
 def test_kernel_of_the_distribution(scripts: Path) -> None:
