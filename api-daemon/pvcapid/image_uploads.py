@@ -25,7 +25,7 @@ from pvcapid.services import reading, services
 from pvcapid.sizes import MOST_BYTES
 from pvcapid.storage_nodes import ANSWER_TIMEOUT_S
 from pvcapid.uploaded_file import CHUNK_BYTES
-from pvcapid.volume_content import drain_body, patient_with_caller
+from pvcapid.volume_content import patient_with_caller
 from pvccommon.errors import Busy, NoAnswer, NotFound, PvcError, WrongInput, WrongState, error_from_dict
 from pvccommon.models import Image, ImageState
 from pvccommon.queue import call_node
@@ -108,8 +108,6 @@ def append_to_upload(given: Given, upload: str) -> Response:
     """Send the next chunk (tus): Upload-Offset, and Upload-Checksum as `sha256 <base64>`."""
     with patient_with_caller():
         result = refuse_version() or refuse_body() or take_chunk(given, upload)
-        if result.status_code >= 400:
-            drain_body()
     # The upload has its row; one for each chunk would bury the others.
     g.audited = result.status_code < 400
     return result
@@ -217,6 +215,8 @@ def chunk_pieces(what: str) -> Iterator[bytes]:
     while True:
         try:
             piece = request.stream.read(CHUNK_BYTES)
+        except TimeoutError as exc:
+            raise WrongInput(what, "next to nothing of the chunk came for too long") from exc
         except (OSError, ClientDisconnected) as exc:
             raise WrongInput(what, "the caller went away before the whole chunk had come") from exc
         if not piece:

@@ -6,14 +6,17 @@ Everything malformed is a problem of the request, reported together with all oth
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from urllib.parse import parse_qsl
 
 from flask import Request, g, request
 from marshmallow import RAISE, Schema, ValidationError
 from marshmallow.fields import Field, List
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
 
+from pvcapid.late_body import LATE_BODY
+from pvcapid.services import services
 from pvccommon.errors import Problem, WrongInput
 
 MAX_BODY_BYTES = 4 * 1024 * 1024  # a document of 1 MiB grows when it is encoded as a form
@@ -105,12 +108,22 @@ def _read_body(incoming: Request) -> bytes:
     if (incoming.content_length or 0) > MAX_BODY_BYTES:
         raise RequestEntityTooLarge
     try:
-        body = incoming.stream.read(MAX_BODY_BYTES + 1)
+        with _room_for(incoming):
+            body = incoming.stream.read(MAX_BODY_BYTES + 1)
+    except TimeoutError as exc:
+        raise RequestTimeout("its body came too slowly") from exc
     except OSError as exc:  # broken chunks, or the caller is gone
         raise WrongInput("read the request", "its body breaks off or is malformed") from exc
     if len(body) > MAX_BODY_BYTES:
         raise RequestEntityTooLarge
     return body
+
+
+def _room_for(incoming: Request) -> AbstractContextManager[None]:
+    """Who waits for a body holds a thread. Raises Busy."""
+    if LATE_BODY not in incoming.environ:
+        return nullcontext()
+    return services().long_requests.transfer("read the request")
 
 
 def _pairs(data: bytes, where: str) -> list[tuple[str, Any]]:

@@ -1,22 +1,18 @@
 """The web server: gunicorn with threads, set up from our configuration."""
 
 import functools
-import json
 import logging
-import socket
 from typing import Any
 from urllib.parse import quote
 
 from flask import Flask
-from gunicorn import util
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
-from gunicorn.workers.gthread import ThreadWorker
 
 from pvcapid.app import create_app
-from pvcapid.parameters import MAX_BODY_BYTES
+from pvcapid.connections import PatientWorker
+from pvcapid.late_body import LATE_BODY, LateBody, has_come
 from pvcapid.services import EXTENSION
-from pvcapid.uploaded_file import MULTIPART
 from pvccommon.config import Config
 
 # Without query strings: existing clients put everything into them.
@@ -24,21 +20,8 @@ ACCESS_LOG = '%(h)s "%(m)s %(U)s %(H)s" %(s)s %(B)s bytes %(L)s s'
 GRACE_S = 15
 KEEP_ALIVE_S = 5
 IDLE_WORKER_S = 60
-PIECE_BYTES = 256 * 1024
+MOST_CONNECTIONS = 600  # of one process; open files are 1,024 where nobody says otherwise
 MAX_REQUEST_LINE = 8190  # the most gunicorn takes; longer requests belong into a body
-
-
-class JsonErrorWorker(ThreadWorker):  # type: ignore[misc]
-    """Requests that never reach the application are answered in JSON, too."""
-
-    def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
-        self.log.debug("invalid request from %s: %s", addr, exc)
-        body = json.dumps({"message": "the request is malformed, or its line or headers are too long"})
-        head = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\n"
-        try:
-            util.write_nonblock(client, f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
-        except OSError:
-            self.log.debug("the client is gone")
 
 
 class QuotedLogger(Logger):  # type: ignore[misc]
@@ -63,28 +46,25 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Flask:
         app = create_app(self._config)
-        app.wsgi_app = LargeBodies(app.wsgi_app)  # type: ignore[method-assign]  # as Flask advises
+        app.wsgi_app = LateBodies(app.wsgi_app)  # type: ignore[method-assign]  # as Flask advises
         return app
 
 
-class LargeBodies:
-    """Reads large bodies in large pieces, and ends the connection with the answer.
+class LateBodies:
+    """Gives the application those bodies that have not come yet, and ends their connections with the answer.
 
-    It may have been refused unread, and gunicorn would read all of it to find the next request.
+    They may be refused unread, and gunicorn would wait for all of it to find the next request.
     """
 
     def __init__(self, application: Any) -> None:
         self._application = application
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-        length = environ.get("CONTENT_LENGTH") or "0"
-        small = length.isdecimal() and int(length) <= MAX_BODY_BYTES
-        if not small or environ.get("CONTENT_TYPE", "").startswith(MULTIPART):
-            start_response.__self__.force_close()
-            # What gunicorn puts around its reader takes 1 KiB at a time, and that 8 KiB from the socket.
-            reader = environ["wsgi.input"].reader
-            reader.unreader.mxchunk = PIECE_BYTES
-            environ["wsgi.input"] = reader
+        answer = start_response.__self__
+        reader = environ["wsgi.input"].reader
+        if not has_come(reader):
+            answer.force_close()
+            environ["wsgi.input"] = environ[LATE_BODY] = LateBody(reader, answer.req.unreader)
         return self._application(environ, start_response)
 
 
@@ -94,10 +74,11 @@ def settings(config: Config) -> dict[str, Any]:
     address = f"[{api.listen.address}]" if ":" in api.listen.address else api.listen.address
     values = {
         "bind": f"{address}:{api.listen.port}",
-        "worker_class": f"{__name__}.{JsonErrorWorker.__name__}",
+        "worker_class": f"{PatientWorker.__module__}.{PatientWorker.__name__}",
         "logger_class": QuotedLogger,
         "workers": api.workers,
         "threads": api.threads,
+        "worker_connections": MOST_CONNECTIONS,
         "preload_app": False,
         "timeout": IDLE_WORKER_S,
         "graceful_timeout": GRACE_S,

@@ -9,7 +9,7 @@ from celery import Celery
 from flask import Flask, current_app
 from sqlalchemy.orm import Session
 
-from pvcapid.followers import Followers
+from pvcapid.long_requests import LongRequests
 from pvccommon.config import Config
 from pvccommon.database import Database
 from pvccommon.queue import create_celery
@@ -27,13 +27,13 @@ class Services:
     config: Config
     database: Database
     queue: Celery
-    followers: Followers
+    long_requests: LongRequests
     stopping: Callable[[], bool] = lambda: False
 
 
 def init_app(app: Flask, config: Config) -> None:
     app.extensions[EXTENSION] = Services(
-        config, Database(config.database), create_celery(config.queue), Followers(config.api.threads)
+        config, Database(config.database), create_celery(config.queue), LongRequests(config.api.threads)
     )
 
 

@@ -88,10 +88,10 @@ def _stream(task_id: str, after: int) -> Response:
     """Raises Busy when too many follow already; a client then asks for stored lines instead."""
     outside, who = services(), caller()
     name = who.name if who else ""
-    outside.followers.enter(name)
+    outside.long_requests.follow(name)
     stream = follow(outside, task_id, after)
     answer = Response(stream, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
-    answer.call_on_close(functools.partial(outside.followers.leave, name))
+    answer.call_on_close(functools.partial(outside.long_requests.end_follow, name))
     return answer
 
 

@@ -68,6 +68,8 @@ class UploadedFile:
     def _feed(self) -> None:
         try:
             chunk = self._stream.read(CHUNK_BYTES)
+        except TimeoutError as exc:
+            raise self._wrong("next to nothing of its body came for too long") from exc
         except (OSError, ClientDisconnected) as exc:
             raise self._wrong("the caller went away before everything had come") from exc
         self._received_bytes += len(chunk)

@@ -6,14 +6,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flask import Blueprint, Response, request
-from werkzeug.exceptions import ClientDisconnected
 
 from pvcapid.endpoint import endpoint
 from pvcapid.fields import Choice, Whole, documented
+from pvcapid.late_body import LATE_BODY
 from pvcapid.parameters import Given
+from pvcapid.services import services
 from pvcapid.sizes import MOST_BYTES, size_text
 from pvcapid.storage_nodes import Place, place_for_new, place_of_volume
-from pvcapid.uploaded_file import CHUNK_BYTES, UploadedFile
+from pvcapid.uploaded_file import UploadedFile
 from pvcapid.volume_users import require_free_name, require_unused
 from pvcapid.volumes import OnNode, find_place, require_names
 from pvccommon.errors import NotFound, PvcError, WrongInput
@@ -24,8 +25,6 @@ OCTETS = "application/octet-stream"
 RAW = "raw"
 # The contract's names of formats, and ours.
 FORMATS = {RAW: RAW, "vmdk": "vmdk", "qcow2": "qcow2", "vdi": "vdi", "vpc": "vhd"}
-# What a caller still sends when an upload is refused is taken up to here, so that old clients see the answer.
-DRAIN_BYTES = 64 * 1024**2
 
 
 class UploadParameters(OnNode):
@@ -80,17 +79,15 @@ def download_volume(given: Given, pool: str, volume: str) -> Response:
     """Get the raw content of a volume."""
     place = find_place(given, pool, volume, "download")
     what = f"download volume {pool}/{volume}"
-    answer = place.look("volume.download", {"volume": volume})
-    channel = connect(Offer(**answer["offer"]), what)
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(services().long_requests.transfer(what))
+        answer = place.look("volume.download", {"volume": volume})
+        channel = undo.enter_context(connect(Offer(**answer["offer"]), what))
         receiver = Receiver(channel, channel.receive())  # raises what the node refuses
-    except BaseException:
-        channel.close()
-        raise
-    limit_idle_time()
-    response = Response(receiver.pieces(), mimetype=OCTETS)
-    response.content_length = answer["size_bytes"]
-    response.call_on_close(channel.close)
+        limit_idle_time()
+        response = Response(receiver.pieces(), mimetype=OCTETS)
+        response.content_length = answer["size_bytes"]
+        response.call_on_close(undo.pop_all().close)
     return response
 
 
@@ -120,25 +117,16 @@ def send_file(offer: Mapping[str, Any], file: UploadedFile, size_bytes: int, wha
 
 @contextlib.contextmanager
 def patient_with_caller() -> Iterator[None]:
-    """Limits how long a caller may pause; of one who is refused, something more is read first."""
-    limit_idle_time()
-    try:
+    """A request that brings a file: one of those that may hold a thread for long. Raises Busy."""
+    with services().long_requests.transfer(f"{request.method} {request.path}"):
+        limit_idle_time()
         yield
-    except PvcError:
-        drain_body()
-        raise
 
 
 def limit_idle_time() -> None:
-    """A caller who sends or takes nothing for too long is given up; gunicorn itself would wait for ever."""
+    """A caller who sends or takes next to nothing for so long is given up; usually it is sooner."""
     connection = request.environ.get("gunicorn.socket")
     if isinstance(connection, socket.socket):
         connection.settimeout(IDLE_S)
-
-
-def drain_body() -> None:
-    """Take what a caller who is refused still sends, up to a limit."""
-    left = DRAIN_BYTES
-    with contextlib.suppress(OSError, ClientDisconnected):
-        while left > 0 and (chunk := request.stream.read(CHUNK_BYTES)):
-            left -= len(chunk)
+    if LATE_BODY in request.environ:
+        request.environ[LATE_BODY].limit(IDLE_S)

@@ -2,30 +2,24 @@
 
 import http.client
 import json
-import signal
-import socket
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from api_server import Served, free_port, serving, start
 from sqlalchemy import text
 
-import pvcapid
-import pvccommon
 from pvccommon import tokens
 from pvccommon.database import Database
 from pvccommon.models import Build, BuildState
 
 Configure = Callable[..., Path]
-ROOT = Path(pvcapid.__file__).parents[1]
-COMMON = Path(pvccommon.__file__).parents[1]
 
 
 @pytest.fixture
@@ -40,71 +34,10 @@ def configure(settings: dict[str, Any], tmp_path: Path) -> Configure:
     return write
 
 
-def start(*arguments: str, **options: Any) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "pvcapid.main", *arguments],
-        env={"PYTHONPATH": f"{ROOT}:{COMMON}", "PATH": "/usr/bin:/bin", "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
 def call(*arguments: str) -> tuple[int, str, str]:
     process = start(*arguments)
     stdout, stderr = process.communicate(timeout=60)
     return process.returncode, stdout, stderr
-
-
-class Served:
-    """A server that runs; `output` is complete after `stop`."""
-
-    def __init__(self, process: "subprocess.Popen[str]", port: int) -> None:
-        self.process = process
-        self.port = port
-        self.output = ""
-
-    def get(self, path: str, token: str = "", **headers: str) -> tuple[int, Any]:
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)) as connection:
-            connection.request("GET", path, headers={"X-Api-Key": token, **headers})
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
-
-    def raw(self, data: bytes) -> bytes:
-        with closing(socket.create_connection(("127.0.0.1", self.port), timeout=20)) as connection:
-            connection.sendall(data)
-            found = b""
-            while chunk := connection.recv(65536):
-                found += chunk
-            return found
-
-    def stop(self) -> float:
-        """Seconds a SIGTERM takes."""
-        begun = time.monotonic()
-        self.process.send_signal(signal.SIGTERM)
-        stdout, stderr = self.process.communicate(timeout=60)
-        self.output = stdout + stderr
-        return time.monotonic() - begun
-
-
-@contextmanager
-def serving(path: Path, port: int) -> Iterator[Served]:
-    process = start("serve", "--config", str(path))
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            with closing(socket.socket()) as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        yield Served(process, port)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float) -> None:
@@ -112,12 +45,6 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come within {seconds:g} s"
         time.sleep(0.5)
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture

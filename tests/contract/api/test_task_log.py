@@ -10,7 +10,7 @@ import pytest
 from flask import Flask
 
 from pvcapid import task_log
-from pvcapid.followers import Followers
+from pvcapid.long_requests import LongRequests
 from pvccommon import builds
 from pvccommon.database import Database
 from pvccommon.errors import EnvironmentFault
@@ -76,9 +76,10 @@ def closing_parse(answer: Any) -> Iterator[tuple[str, Any, str | None]]:
 
 
 @pytest.fixture(autouse=True)
-def free_places(app: Flask) -> None:
+def free_places(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests that do not read a stream to its end do not take places from others."""
-    app.extensions["pvc"].followers = Followers(app.extensions["pvc"].config.api.threads)
+    outside = app.extensions["pvc"]
+    monkeypatch.setattr(outside, "long_requests", LongRequests(outside.config.api.threads))
 
 
 def test_stored_lines(api: Any, task: str, expect: Any) -> None:
@@ -216,7 +217,7 @@ def test_a_server_that_stops_ends_its_streams(app: Flask, task: str, monkeypatch
 def test_followers_leave_threads_to_others(
     caller: Callable[[str], Any], app: Flask, task: str, expect: Any
 ) -> None:
-    app.extensions["pvc"].followers = Followers(8)
+    app.extensions["pvc"].long_requests = LongRequests(8)
     query, path = {"follow": "true"}, f"/tasks/{task}/log"
     viewer, operator, admin = caller("viewer"), caller("operator"), caller("admin")
     streams = [someone.get(path, query, buffered=False) for someone in (viewer, viewer, operator, operator)]
@@ -238,6 +239,6 @@ def test_followers_leave_threads_to_others(
 def test_who_asks_for_an_unknown_task_takes_no_place(
     api: Any, app: Flask, database: Database, expect: Any
 ) -> None:
-    app.extensions["pvc"].followers = Followers(1)
+    app.extensions["pvc"].long_requests = LongRequests(1)
     for _ in range(3):
         expect(api.get("/tasks/none/log", {"follow": "true"}), 404)
