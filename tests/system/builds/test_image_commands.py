@@ -3,7 +3,9 @@
 import functools
 import hashlib
 import json
+import os
 import random
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -17,7 +19,9 @@ from appliance import sha256_of
 from cluster import NOOP, Cluster
 from command_line import client_environment, pvc, run_pvc
 from cutting_proxy import cutting_proxy
+from hostile_server import Reply, hostile_server
 from image_files import ova
+from image_uploads import until
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("no_leaks")]
 
@@ -173,3 +177,43 @@ def test_a_killed_client_s_upload_goes_on_by_the_same_command(cluster: Cluster, 
     assert done.returncode == 0 and "continuing the earlier upload at" in done.stderr, done.stderr
     assert content_sha256(cluster, "again") == sha256_of(file)
     pvc(cluster, *IMAGE, "delete", "again", "--yes")
+
+
+@pytest.mark.parametrize("fault", ["restarted", "killed"])
+def test_an_upload_whose_node_daemon_is_restarted_begins_anew(
+    cluster: Cluster, file: Path, fault: str
+) -> None:
+    words = ["pvc", *IMAGE, "upload", "anew", str(file), *DISK]
+    with cutting_proxy(cluster.environment["PVC_API_URL"], hold_at=SIZE // 2) as proxy:
+        environment = client_environment(cluster, {"PVC_API_URL": proxy.url})
+        with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) as upload:
+            assert proxy.held.wait(60)
+            end_node_daemon(cluster, fault)
+            proxy.go_on.set()
+            _, said = upload.communicate(timeout=180)
+    assert upload.returncode == 0 and "starting over" in said, said
+    assert content_sha256(cluster, "anew") == sha256_of(file)
+    pvc(cluster, *IMAGE, "delete", "anew", "--yes")
+
+
+@pytest.mark.parametrize("fault", ["restarted", "killed"])
+def test_a_fetch_whose_node_daemon_is_restarted_says_so(cluster: Cluster, fault: str) -> None:
+    with hostile_server() as server:
+        server.reply = lambda url: Reply.endless(SIZE)
+        words = [server.url, *DISK, "--sha256", "0" * 64]
+        pvc(cluster, *IMAGE, "import", "fetched", *words, "--no-wait")
+        end_node_daemon(cluster, fault)
+        until(lambda: shown(cluster, "fetched")["state"] != "importing", "it is still imported")
+    image = shown(cluster, "fetched")
+    assert (image["state"], image["volumes"]) == ("failed", [])
+    assert image["error"]["why"] == "the node daemon was restarted while it was imported"
+    pvc(cluster, *IMAGE, "delete", "fetched", "--yes")
+    assert no_images(cluster)
+
+
+def end_node_daemon(cluster: Cluster, fault: str) -> None:
+    if fault == "killed":
+        os.kill(cluster.find_process("pvcnoded.main serve"), signal.SIGKILL)
+        cluster.stack.up()
+    else:
+        cluster.stack.restart(["node"])
