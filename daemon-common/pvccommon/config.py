@@ -120,7 +120,7 @@ class Api:
     ssl: Ssl = key("TLS.", factory=Ssl)
     authentication: Authentication = key("Who may call.", factory=Authentication)
     workers: int = key("Processes that serve requests.", 2)
-    threads: int = key("Threads in each of them; a followed build log occupies one.", 16)
+    threads: int = key("Threads in each of them; a followed log, an upload or a download occupies one.", 16)
 
 
 @dataclass(frozen=True)
