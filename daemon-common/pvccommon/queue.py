@@ -5,6 +5,7 @@ lease on the build's row decides who runs it.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -81,15 +82,25 @@ def call_node(app: Celery, node: str, verb: str, arguments: dict[str, Any], time
     try:
         answer = cast(dict[str, Any], result.get(timeout=timeout_s))
     except CeleryTimeout as exc:
-        result.forget()
+        with suppress(Exception):
+            result.forget()
         raise NoAnswer(
             f"{verb} on node {node}", f"no answer within {timeout_s:g} s", "is pvc-node running there?"
         ) from exc
     except Exception as exc:
         raise EnvironmentFault(f"{verb} on node {node}", str(exc)) from exc
+    finally:
+        _let_go(result)
     if "error" in answer:
         raise error_from_dict(answer["error"])
     return answer["result"]
+
+
+def _let_go(result: Any) -> None:
+    """Do now what the destructor of a result does, which asks Redis, and raises when that is gone."""
+    with suppress(Exception):
+        result.backend.remove_pending_result(result)
+    result.backend = None
 
 
 def _send(app: Celery, task: str, arguments: list[Any], queue: str, **options: Any) -> Any:
