@@ -88,6 +88,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.filterwarnings(warning))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """After the last test here: what Celery has left open must not be found in another test."""
+    if nextitem is None or not nextitem.path.is_relative_to(Path(__file__).parent):
+        gc.collect()
+
+
 def free_port() -> int:
     with closing(socket.socket()) as found:
         found.bind(("127.0.0.1", 0))
@@ -388,7 +395,6 @@ def node_worker(config: Config) -> Iterator[FakeNode]:
     state.should_stop = 0
     thread.join(timeout=10)
     state.should_stop = None
-    gc.collect()  # so that what Celery leaves open is not found in other tests
 
 
 @pytest.fixture
