@@ -80,11 +80,11 @@ def test_what_is_sent_arrives(served: Served) -> None:
     assert served.content == b"".join(pieces)
 
 
-def test_zeros_are_not_sent(served: Served) -> None:
+def test_zeros_are_not_sent(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     with connect(served.offer(), "test") as channel:
         sent = []
         real = channel.send
-        channel.send = lambda *a, **k: (sent.append(a), real(*a, **k))[1]  # type: ignore[method-assign]
+        monkeypatch.setattr(channel, "send", lambda *a, **k: (sent.append(a), real(*a, **k))[1])
         sender = Sender(channel)
         for _ in range(64):
             sender.write(bytes(MIB))
@@ -174,28 +174,21 @@ def test_one_who_takes_nothing_is_given_up(served: Served) -> None:
 
 
 def test_who_reads_slowly_slows_down_who_sends(served: Served) -> None:
-    go_on = threading.Event()
+    begun = threading.Event()
 
     def serve(channel: Channel) -> Any:
-        assert go_on.wait(10)
-        return {"bytes": sum(map(len, Receiver(channel).pieces()))}
-
-    with connect(served.offer(serve), "test") as channel:
-        sender, written = Sender(channel), []
-
-        def write() -> None:
-            for _ in range(64):
-                sender.write(b"x" * MIB)
-                written.append(1)
-            sender.finish()
-
-        writer = threading.Thread(target=write)
-        writer.start()
+        assert begun.wait(10)
         time.sleep(0.5)
-        assert len(written) < 64
-        go_on.set()
-        assert channel.receive_answer(10) == {"bytes": 64 * MIB}
-        writer.join()
+        return {"before": sender.size_bytes, "all": sum(map(len, Receiver(channel).pieces()))}
+
+    with connect(served.offer(serve), "test", idle_s=10) as channel:
+        sender = Sender(channel)
+        begun.set()
+        sender.write(b"x" * 64 * MIB)
+        sender.finish()
+        answer = channel.receive_answer(10)
+    assert answer["all"] == 64 * MIB
+    assert answer["before"] < 64 * MIB
 
 
 def test_a_wrong_ticket_opens_nothing_and_spoils_nothing(served: Served) -> None:

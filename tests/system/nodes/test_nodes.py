@@ -1,5 +1,7 @@
 """Several nodes: what happens to the builds of one that dies, freezes, or comes back."""
 
+import time
+
 import pytest
 from cluster import NOOP, processes
 from pair import DISKS, HOLDING, Pair, wait_for
@@ -128,7 +130,11 @@ def test_neither_redelivery_nor_a_lost_queue_runs_a_build_twice_or_never(pair: P
     for task in running:
         pair.wait_for_stage(task, "install", "here")
     redis = pair.redis()
-    # Any worker puts back what was not acknowledged within the visibility timeout, 10 s after its start.
+    timeout_s = pair.config.queue.visibility_timeout_s
+    # A worker that starts puts back what any has taken and not acknowledged in time; then after 100 s again.
+    wait_for(
+        lambda: redis.zcount("unacked_index", time.time() - timeout_s, "+inf") == 0, "messages are overdue"
+    )
     pair.stack.restart(["hv2"])
     wait_for(lambda: redis.llen("node.hv1") >= len(running + waiting), "all messages are delivered again")
     redis.flushall()
