@@ -135,13 +135,14 @@ def longest_waiting(session: Session, node: str) -> str | None:
     return found
 
 
-def has_waited(session: Session, node: str, at_least: timedelta) -> bool:
-    """Whether a build that was accepted so long ago waits for this node."""
-    before = database_now(session) - at_least
+def waiting_since(session: Session, node: str, at_least: timedelta) -> list[str]:
+    """The ids of builds that wait for this node, and were accepted so long ago; in order of acceptance."""
     waiting = select(Build.id).where(
-        Build.node == node, Build.state == BuildState.QUEUED.value, Build.created < before
+        Build.node == node,
+        Build.state == BuildState.QUEUED.value,
+        Build.created < database_now(session) - at_least,
     )
-    return session.execute(waiting.limit(1)).first() is not None
+    return list(session.execute(waiting.order_by(Build.number)).scalars())
 
 
 def take_build(session: Session, build_id: str, node: str, owner: str, lease: timedelta) -> Build | None:

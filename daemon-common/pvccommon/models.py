@@ -25,6 +25,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    func,
     text,
 )
 from sqlalchemy.orm import declarative_base, relationship
@@ -290,7 +291,8 @@ class Build(Base):
         String
     )  # "<node>/<boot id>/<pid>/<start time>" of the process that runs it
     lease_until: datetime | None = Column(DateTime(timezone=True))
-    created: datetime = Column(DateTime(timezone=True), nullable=False, default=now)
+    # By the database's clock, with which nodes compare it.
+    created: datetime = Column(DateTime(timezone=True), nullable=False, default=func.clock_timestamp())
     sent: datetime | None = Column(DateTime(timezone=True))
     started: datetime | None = Column(DateTime(timezone=True))
     finished: datetime | None = Column(DateTime(timezone=True))

@@ -16,7 +16,6 @@ from pvccommon.models import (
     BuildState,
     Json,
     Resource,
-    now,
     one_of,
 )
 from pvcnoded.build import BuildProcess
@@ -71,16 +70,7 @@ class Sweeper:
     def resend(self, app: Celery) -> None:
         """Send builds again that wait although their queue is empty: never sent, or lost by Redis."""
         with self._process.database.session() as session:
-            waiting = session.execute(
-                select(Build.id)
-                .where(
-                    Build.node == self._node,
-                    Build.state == BuildState.QUEUED.value,
-                    Build.created < now() - RESEND_AFTER,
-                )
-                .order_by(Build.number)
-            ).scalars()
-            build_ids = list(waiting)
+            build_ids = builds.waiting_since(session, self._node, RESEND_AFTER)
         if not build_ids or queue.queue_length(app, queue.build_queue(self._node)) > 0:
             return
         for build_id in build_ids:

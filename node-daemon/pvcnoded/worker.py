@@ -80,7 +80,7 @@ class BuildRunner:
 
     def _is_one_forgotten(self) -> bool:
         with self._database.session() as session:
-            return builds.has_waited(session, self._node, WAITED_TOO_LONG)
+            return bool(builds.waiting_since(session, self._node, WAITED_TOO_LONG))
 
     def _run_forgotten(self) -> None:
         if not self._free.acquire(blocking=False):

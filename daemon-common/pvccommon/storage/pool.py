@@ -11,12 +11,14 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
-from pvccommon.errors import NotFound, WrongInput
+from pvccommon.errors import NoSpace, NotFound, PvcError, WrongInput
 from pvccommon.names import VOLUME_NAME
+from pvccommon.storage.faults import FREE_SPACE
 
 Format = Literal["raw", "qcow2"]
 
 SECTOR_BYTES = 512
+FULL_BYTES = 16 * 1024**2  # with less free than this, a write that fails, or is not answered, lacks space
 # No "@", "/" or leading "-" or ".": names stand in paths, in argv, and in "volume@snapshot".
 NAME = VOLUME_NAME
 
@@ -411,6 +413,14 @@ class StoragePool(ABC):
     @abstractmethod
     def export_stream(self, name: str) -> Iterator[bytes]:
         """The whole raw content in pieces of bounded size; writers find the volume busy until the end."""
+
+    def find_full(self, what: str) -> NoSpace | None:
+        """The error for a pool without space, which devices do not tell; None when it has some or is mute."""
+        try:
+            free_bytes = self.space().free_bytes
+        except PvcError:
+            return None
+        return NoSpace(what, f"pool {self.name} is full", FREE_SPACE) if free_bytes < FULL_BYTES else None
 
     # ---- for drivers
 

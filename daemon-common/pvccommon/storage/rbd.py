@@ -175,7 +175,7 @@ class RbdPool(RbdSnapshots, RbdLeftovers):
             image,
             self._mapping,
             read_only=read_only,
-            find_fault=lambda: self._find_full(f"write to volume {self.describe(name)}"),
+            find_fault=lambda: self.find_full(f"write to volume {self.describe(name)}"),
         ) as device:
             yield device
 

@@ -14,7 +14,6 @@ from pvccommon.errors import (
     Exists,
     NoSpace,
     NotFound,
-    PvcError,
     WrongInput,
     WrongState,
 )
@@ -56,7 +55,6 @@ TRASH = "rbd_trash"
 # Hidden names of a host that is not ours are somebody's work until they are so old: no import or clone has
 # them for longer without being seen to have the image open.
 FORGOTTEN_S = 24 * 3600
-FULL_BYTES = 16 * 1024**2  # with less free than this, a write that is not answered waits for space
 
 
 class RbdImages(StoragePool):
@@ -107,7 +105,7 @@ class RbdImages(StoragePool):
         """Errors of the libraries become ours; a connection that has been fenced is not used again."""
         try:
             with ceph_errors(what):
-                self._ioctx  # noqa: B018 - connects, so that a missing library is an error of ours
+                self._cluster.pool(self._pool)  # so that a missing library is an error of ours
                 yield
         except EnvironmentFault as exc:
             if "fenced" in exc.why:
@@ -118,19 +116,9 @@ class RbdImages(StoragePool):
 
     def _refuse_full(self, what: str, cause: EnvironmentFault | None = None) -> None:
         """A cluster without space does not refuse what is written: it does not answer until there is some."""
-        try:
-            free = self.space().free_bytes
-        except PvcError:
-            return  # the operation itself finds out, or has
-        if free < FULL_BYTES:
-            raise NoSpace(what, f"pool {self.name} is full", FREE_SPACE) from cause
-
-    def _find_full(self, what: str) -> PvcError | None:
-        try:
-            self._refuse_full(what)
-        except NoSpace as exc:
-            return exc
-        return None
+        full = self.find_full(what)
+        if full is not None:
+            raise full from cause
 
     @contextmanager
     def _open(

@@ -17,13 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from pvccommon.errors import NoSpace, PvcError, TimedOut, WrongInput, error_from_dict
+from pvccommon.errors import PvcError, TimedOut, WrongInput, error_from_dict
 from pvccommon.images.formats import qemu_format
 from pvccommon.images.vmdk_header import MAGIC as VMDK_MAGIC
 from pvccommon.images.vmdk_header import SECTOR_BYTES as HEADER_BYTES
 from pvccommon.images.vmdk_header import begins_stream
 from pvccommon.models import Json
-from pvccommon.storage.faults import FREE_SPACE
 from pvccommon.storage.pool import SECTOR_BYTES, BlockDevice, ByteSource
 from pvcnoded.imports.confined import confined, confined_program
 from pvcnoded.imports.importer import BYTES_PER_CPU_SECOND, Importer
@@ -34,7 +33,6 @@ INSPECTOR = "pvccommon.images.inspector"
 STAGED = "staged"
 STAGED_POSITION = 1000  # behind every disk
 LOOK_S = 60
-NEARLY_FULL_BYTES = 8 * 1024**2
 COPY_S = 6 * 3600
 MOST_OUTPUT_BYTES = 256 * 1024
 QEMU_MEMORY_BYTES = 4 * 1024**3  # addresses, not pages: QEMU reserves more than it uses
@@ -90,14 +88,8 @@ class StagedImporter(Importer):
                 devices = {"source": device, "target": target}
                 self._qemu([*argv, "/dev/source", "/dev/target"], devices, cpu_s, COPY_S)
         except PvcError as exc:
-            raise self._why_full() or exc from exc
+            raise self._pool.find_full(self._request.what) or exc from exc
         return [str(text)[:1000] for text in found["warnings"][:100]]
-
-    def _why_full(self) -> NoSpace | None:
-        """A block device that cannot be written says no more than that it failed."""
-        if self._pool.space().free_bytes > NEARLY_FULL_BYTES:
-            return None
-        return NoSpace(self._request.what, f"pool {self._pool.name} is full", FREE_SPACE)
 
     def _inspect(self, device: BlockDevice) -> Json:
         limits = [str(self._request.size_bytes), str(self._max_virtual_bytes)]
