@@ -15,7 +15,6 @@ import selectors
 import socket
 import ssl
 import time
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,7 +74,7 @@ def awaited_bytes(header: bytes) -> int:
     return int(lengths[0])
 
 
-class PatientWorker(ThreadWorker):  # type: ignore[misc]
+class PatientWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's worker with threads. Only the main thread takes connections out of `_waiting`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -127,8 +126,9 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             self.log.debug("%s did not take its answer", conn.client)
             return False
 
-    def finish_request(self, fs: "Future[tuple[bool, Any]]") -> None:
-        conn: Any = fs.conn  # type: ignore[attr-defined]
+    def finish_request(self, fs: Any) -> None:
+        """`fs`: the Future of a request, which gunicorn has given its connection as `conn`."""
+        conn = fs.conn
         try:
             keep, _ = (False, conn) if fs.cancelled() else fs.result()
             if not self.alive or fs.cancelled():

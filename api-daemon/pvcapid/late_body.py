@@ -14,7 +14,7 @@ PIECE_BYTES = 256 * 1024
 MOST_ENDS = 8
 
 
-class Patience(SocketUnreader):  # type: ignore[misc]
+class Patience(SocketUnreader):  # type: ignore[misc]  # gunicorn has no types
     """What gunicorn reads a connection through. Raises TimeoutError for a slow caller, then always."""
 
     def __init__(self, connection: Any) -> None:

@@ -34,14 +34,19 @@ NUMBERS = (
 )
 
 
+def copies_of(text: str) -> tuple[int, int]:
+    """(copies, least copies for writing) of `copies=3,mincopies=2`. Raises ValidationError."""
+    found = REPLICATION.fullmatch(text)
+    if not found:
+        raise ValidationError("must be of the form copies=3,mincopies=2")
+    return int(found[1]), int(found[2])
+
+
 class Replication(Text):
     """`copies=3,mincopies=2`: how many copies there are, and how many must be there for writing."""
 
     def check(self, value: str) -> None:
-        found = REPLICATION.fullmatch(value)
-        if not found:
-            raise ValidationError("must be of the form copies=3,mincopies=2")
-        copies, mincopies = map(int, found.groups())
+        copies, mincopies = copies_of(value)
         if not 1 <= mincopies <= copies <= MOST_COPIES:
             raise ValidationError(f"must have 1 <= mincopies <= copies <= {MOST_COPIES}")
 
@@ -100,7 +105,7 @@ def create_pool(given: Given) -> str:
     name = given["pool"]
     what = f"create pool {name}"
     manager = _manager(given.get("node"), what)
-    copies, mincopies = map(int, REPLICATION.fullmatch(given["replcfg"]).groups())  # type: ignore[union-attr]
+    copies, mincopies = copies_of(given["replcfg"])
     layout = {"pgs": given["pgs"], "tier": given["tier"], "copies": copies, "mincopies": mincopies}
     with changing(what) as session:
         nodes = nodes_having(session, name)

@@ -24,7 +24,7 @@ MOST_CONNECTIONS = 600  # of one process; open files are 1,024 where nobody says
 MAX_REQUEST_LINE = 8190  # the most gunicorn takes; longer requests belong into a body
 
 
-class QuotedLogger(Logger):  # type: ignore[misc]
+class QuotedLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
     """An access log whose lines cannot be broken up by what a path holds."""
 
     def atoms(self, resp: Any, req: Any, environ: Any, request_time: Any) -> dict[str, Any]:
@@ -33,7 +33,7 @@ class QuotedLogger(Logger):  # type: ignore[misc]
         return atoms
 
 
-class Server(BaseApplication):  # type: ignore[misc]
+class Server(BaseApplication):  # type: ignore[misc]  # the same
     """gunicorn's application. `load` runs in each worker after the fork, so no connection is shared."""
 
     def __init__(self, config: Config) -> None:
@@ -46,7 +46,8 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Flask:
         app = create_app(self._config)
-        app.wsgi_app = LateBodies(app.wsgi_app)  # type: ignore[method-assign]  # as Flask advises
+        # Flask's documented way to wrap an application, which itself is wanted as `worker.wsgi` below.
+        app.wsgi_app = LateBodies(app.wsgi_app)  # type: ignore[method-assign]
         return app
 
 

@@ -14,7 +14,7 @@ import struct
 from array import array
 from collections.abc import Generator, Iterator
 from hashlib import blake2b
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from pvccommon.errors import WrongInput
 from pvccommon.images.inflate import Buffer, InflateError, Inflater
@@ -337,7 +337,7 @@ class _Raw(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]  # typeshed: any buffer
+    def readinto(self, buffer: Any) -> int:
         data = self._source.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)

@@ -3,6 +3,7 @@
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 SECTOR = 512
 GRAIN_SECTORS = 128
@@ -69,9 +70,9 @@ def marker(kind: int, count: int, data: bytes = b"") -> bytes:
     return sectors(struct.pack("<QII", count, 0, kind)) + data
 
 
-def front(capacity: int, *, text: bytes | None = None, **fields: object) -> bytes:
+def front(capacity: int, *, text: bytes | None = None, **fields: Any) -> bytes:
     """Header and descriptor, as far as the first grain."""
-    body = header(capacity, **fields) + sectors(descriptor(capacity) if text is None else text)  # type: ignore[arg-type]  # passed on
+    body = header(capacity, **fields) + sectors(descriptor(capacity) if text is None else text)
     return body + bytes(OVERHEAD * SECTOR - len(body))
 
 
