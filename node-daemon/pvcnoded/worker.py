@@ -29,7 +29,7 @@ from pvcnoded.image_commands import ImageCommands
 from pvcnoded.imports.imports import Imports
 from pvcnoded.orphan_commands import OrphanCommands
 from pvcnoded.pool_commands import PoolCommands
-from pvcnoded.slow_commands import SlowCommands
+from pvcnoded.slow_commands import SlowCommands, store_answer
 from pvcnoded.snapshot_commands import SnapshotCommands
 from pvcnoded.sweeper import Sweeper
 from pvcnoded.transfers import Transfers
@@ -182,12 +182,13 @@ def serve_commands(app: Celery, config: Config) -> None:
     worker_shutting_down.connect(end_imports, weak=False)
     threading.Thread(target=imports.watch, name="imports", daemon=True).start()
 
-    def command(task: Any, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    def command(task: Any, verb: str, arguments: dict[str, Any]) -> None:
         if verb in slow_verbs:
             slow.take_over(task, verb, lambda: answer_command(slow_verbs, verb, arguments))
-        return answer_command(verbs, verb, arguments)
+        else:
+            store_answer(task.backend, str(task.request.id), answer_command(verbs, verb, arguments))
 
-    app.task(command, bind=True, name=queue.COMMAND_TASK, acks_late=False, ignore_result=False)
+    app.task(command, bind=True, name=queue.COMMAND_TASK, acks_late=False, ignore_result=True)
     _work(app, "commands", queue.command_queue(config.node.name), config.node.name, COMMAND_THREADS)
 
 
