@@ -41,14 +41,15 @@ def test_a_silent_pool_delays_nothing_and_comes_back() -> None:
     for _ in range(2):
         started = time.monotonic()
         found = report.take()
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 5
         assert "has not answered" in found["slow"]["error"]
         told = {"driver": "rbd", "shared": True, "mapping": "export", "identity": "cluster/vms"}
         assert found["vms"] == {**told, "total_bytes": 10, "free_bytes": 6}
     assert silent.asked == 1, "it is not asked again while it has not answered"
     silent.answers.set()
-    time.sleep(0.05)
-    assert "error" not in report.take()["slow"]
+    deadline = time.monotonic() + 10
+    while "error" in report.take()["slow"]:
+        assert time.monotonic() < deadline
 
 
 def test_a_pool_that_falls_silent_keeps_its_identity() -> None:
