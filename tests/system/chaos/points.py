@@ -15,16 +15,21 @@ import psycopg2
 from cluster import Cluster, processes
 
 from chaos.builders import HERE
+from pvcnoded.journal import CLIENT
 
 ARRIVAL_S = 150  # debootstrap is half way after a minute on a slow machine
 LOCK = 7_210
 INSTALL = """
 CREATE TABLE IF NOT EXISTS chaos_brake (word text PRIMARY KEY);
 CREATE OR REPLACE FUNCTION chaos_wait() RETURNS trigger LANGUAGE plpgsql AS $$
-DECLARE here text;
+DECLARE here text[] := ARRAY[]::text[];
 BEGIN
-    IF TG_TABLE_NAME = 'resource' THEN here := NEW.seq || ' ' || NEW.state; ELSE here := NEW.stage; END IF;
-    IF EXISTS (SELECT FROM chaos_brake WHERE word = here) THEN
+    IF TG_TABLE_NAME = 'resource' THEN
+        here := ARRAY[NEW.seq || ' ' || NEW.state, NEW.kind || ' ' || NEW.state];
+    ELSE
+        here := ARRAY[NEW.stage];
+    END IF;
+    IF EXISTS (SELECT FROM chaos_brake WHERE word = ANY (here)) THEN
         PERFORM pg_advisory_xact_lock(%(lock)s);
     END IF;
     RETURN NEW;
@@ -49,8 +54,10 @@ WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid =
 class Point:
     """`kind` is `stage`, `start` or `journal`; `word` says which: a stage, or line and state ("3 made").
 
+    A line is told by its number or by the kind of what it is about.
+
     `name` is for people. At "3 intended" the third line is about to be written, nothing was made yet; at
-    "3 made" the thing is there and the journal does not say so yet; at "1 kept" the VM is finished and the
+    "3 made" the thing is there and the journal does not say so yet; at "vm kept" the VM is finished and the
     build not.
     """
 
@@ -144,13 +151,17 @@ STAGE_POINTS = tuple(
     Point(stage, "stage", stage) for stage in ("load", "setup", "create", "prepare", "install", "cleanup")
 )
 START_POINT = Point("start", "start", "start")
-END_POINT = Point("end", "journal", "1 kept")
+END_POINT = Point("end", "journal", "vm kept")
 
 
 def journal_points(lines: list[tuple[int, str]]) -> list[Point]:
-    """Two for each line of a journal: about to be written, and about to be noted as made."""
+    """Two for each line of a journal: about to be written, and about to be noted as made.
+
+    Nothing is made for a line about a client.
+    """
     return [
         Point(f"{seq} {what}: {said}", "journal", f"{seq} {word}")
         for seq, what in lines
         for word, said in (("intended", "intent"), ("made", "made"))
+        if (what, word) != (CLIENT, "made")
     ]

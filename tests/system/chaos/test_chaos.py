@@ -45,6 +45,7 @@ SAMPLES = (
     Sample("two-disk", "ceph", "install", "osd"),
     Sample("two-disk", "ceph", "cleanup", "worker"),
     Sample("two-disk", "ceph", "install", "pool full"),
+    Sample("noop", "ceph", "end", "worker"),
 )
 # What a build waits for instead of failing.
 OUTLASTED = ("redis", "postgresql", "libvirtd", "osd")
