@@ -33,7 +33,7 @@ class QuotedLogger(Logger):  # type: ignore[misc]  # gunicorn has no types
         return atoms
 
 
-class Server(BaseApplication):  # type: ignore[misc]  # the same
+class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     """gunicorn's application. `load` runs in each worker after the fork, so no connection is shared."""
 
     def __init__(self, config: Config) -> None:
@@ -44,11 +44,8 @@ class Server(BaseApplication):  # type: ignore[misc]  # the same
         for key, value in settings(self._config).items():
             self.cfg.set(key, value)
 
-    def load(self) -> Flask:
-        app = create_app(self._config)
-        # Flask's documented way to wrap an application, which itself is wanted as `worker.wsgi` below.
-        app.wsgi_app = LateBodies(app.wsgi_app)  # type: ignore[method-assign]
-        return app
+    def load(self) -> "LateBodies":
+        return LateBodies(create_app(self._config))
 
 
 class LateBodies:
@@ -57,8 +54,8 @@ class LateBodies:
     They may be refused unread, and gunicorn would wait for all of it to find the next request.
     """
 
-    def __init__(self, application: Any) -> None:
-        self._application = application
+    def __init__(self, application: Flask) -> None:
+        self.application = application
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         answer = start_response.__self__
@@ -66,7 +63,7 @@ class LateBodies:
         if not has_come(reader):
             answer.force_close()
             environ["wsgi.input"] = environ[LATE_BODY] = LateBody(reader, answer.req.unreader)
-        return self._application(environ, start_response)
+        return self.application(environ, start_response)
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -101,7 +98,7 @@ def settings(config: Config) -> dict[str, Any]:
 
 def end_streams_with_worker(worker: Any) -> None:
     """Followed logs look at this, so that SIGTERM need not wait for the builds they follow."""
-    worker.wsgi.extensions[EXTENSION].stopping = functools.partial(_is_stopping, worker)
+    worker.wsgi.application.extensions[EXTENSION].stopping = functools.partial(_is_stopping, worker)
 
 
 def _is_stopping(worker: Any) -> bool:

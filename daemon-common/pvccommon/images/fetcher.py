@@ -38,10 +38,11 @@ def check_url(url: str) -> SplitResult:
         raise WrongInput(what, "the URL is too long, or has characters that must be percent-encoded")
     try:
         parts = urlsplit(url)
-        port = parts.port  # checked when it is asked for
+        if parts.port == 0:  # others are checked when they are asked for
+            raise ValueError("port 0 is none")
     except ValueError as exc:
         raise WrongInput(what, f"the URL is malformed: {exc}") from exc
-    if parts.scheme not in PORTS or not parts.hostname or port == 0:
+    if parts.scheme not in PORTS or not parts.hostname:
         raise WrongInput(what, "only http:// and https:// are fetched", "give a whole URL")
     if parts.username is not None or parts.password is not None:
         raise WrongInput(what, "the URL holds a user name or password, which would stand in lists and logs")

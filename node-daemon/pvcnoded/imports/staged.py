@@ -88,7 +88,10 @@ class StagedImporter(Importer):
                 devices = {"source": device, "target": target}
                 self._qemu([*argv, "/dev/source", "/dev/target"], devices, cpu_s, COPY_S)
         except PvcError as exc:
-            raise self._pool.find_full(self._request.what) or exc from exc
+            full = self._pool.find_full(self._request.what)
+            if full is not None:
+                raise full from exc
+            raise
         return [str(text)[:1000] for text in found["warnings"][:100]]
 
     def _inspect(self, device: BlockDevice) -> Json:

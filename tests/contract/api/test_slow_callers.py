@@ -26,7 +26,7 @@ from pvcapid import connections, late_body, volume_content
 connections.REQUEST_S = 1.5
 connections.END_IDLE_S = 1.0
 late_body.IDLE_S, late_body.WHOLE_S = 1.0, 2.0
-volume_content.IDLE_S = 4.0
+volume_content.IDLE_S = 2.0
 """
 LINE = "GET /api/v1/ HTTP/1.1\r\nHost: x\r\n"
 JSON = "Content-Type: application/json\r\n"
@@ -64,8 +64,7 @@ def connected(server: Served) -> Iterator[Callable[[bytes], socket.socket]]:
     with ExitStack() as connections:
 
         def connect(data: bytes) -> socket.socket:
-            plain = socket.create_connection(("127.0.0.1", server.port), timeout=15)
-            found = connections.enter_context(plain)
+            found = connections.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=8))
             found.sendall(data)
             return found
 
@@ -90,7 +89,7 @@ def require_prompt(server: Served, token: str) -> None:
     begun = time.monotonic()
     assert server.get("/api/v1/", token)[0] == 200
     assert server.get("/api/v1/tasks", token)[0] == 200
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 2
 
 
 def test_unfinished_headers(server: Served, token: str, connected: Any) -> None:
@@ -100,16 +99,16 @@ def test_unfinished_headers(server: Served, token: str, connected: Any) -> None:
     require_prompt(server, token)
     assert [answer_of(connection)[0] for connection in unfinished] == [408] * 100
     assert [connection.recv(1) for connection in silent] == [b""] * 20
-    assert 1 < time.monotonic() - begun < 8
+    assert 1 < time.monotonic() - begun < 4
 
 
 def test_a_header_that_drips_is_ended_all_the_same(server: Served, connected: Any) -> None:
     connection, begun = connected(b"GET /"), time.monotonic()
     with pytest.raises(OSError):
-        while time.monotonic() - begun < 12:
+        while time.monotonic() - begun < 5:
             connection.sendall(b"a")
             time.sleep(0.1)
-    assert time.monotonic() - begun < 8
+    assert time.monotonic() - begun < 4
 
 
 def test_the_oldest_make_room(server: Served, token: str, connected: Any) -> None:
@@ -127,14 +126,14 @@ def test_unfinished_bodies(server: Served, token: str, connected: Any, length: i
     statuses = [answer_of(connection)[0] for connection in unfinished]
     assert set(statuses) <= {status, 503}
     assert status in statuses
-    assert time.monotonic() - begun < 7
+    assert time.monotonic() - begun < 5
 
 
 def test_callers_without_a_token_are_refused_before_their_body(server: Served, connected: Any) -> None:
     refused = [connected(posted("/api/v1/provisioner/userdata", "wrong", 100_000) + b"{") for _ in range(30)]
     begun = time.monotonic()
     assert [answer_of(connection)[0] for connection in refused] == [401] * 30
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 2
 
 
 def test_stalled_uploads(server: Served, token: str, connected: Any, pool: DirectoryPool) -> None:
@@ -150,7 +149,7 @@ def test_stalled_uploads(server: Served, token: str, connected: Any, pool: Direc
     assert statuses.count(400) == 12 - statuses.count(503) > 0
     assert any("too long" in answer["message"] for _, answer in answers)
     assert all(answer["kind"] == "busy-retry" for status, answer in answers if status == 503)
-    assert time.monotonic() - begun < 9
+    assert time.monotonic() - begun < 5
     assert not list(pool.path.glob("volumes/*"))
 
 
@@ -158,7 +157,7 @@ def test_a_refused_upload_is_answered_at_once(server: Served, token: str, connec
     begun = time.monotonic()
     connection = connected(posted(UPLOAD.format("x", 10**8), token, 10**8, MULTIPART) + PART)
     assert answer_of(connection)[0] == 400
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 1
 
 
 def test_clients_that_send_everything_first_see_why_they_are_refused(server: Served, token: str) -> None:
@@ -210,7 +209,7 @@ def test_a_body_in_chunks_that_breaks_off(server: Served, token: str, connected:
     connection.shutdown(socket.SHUT_WR)
     begun = time.monotonic()
     assert answer_of(connection)[0] == 400
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 1
 
 
 def test_tls(configuration: Any, database: Database, token: str, tmp_path: Path) -> None:
@@ -256,7 +255,7 @@ def test_tls(configuration: Any, database: Database, token: str, tmp_path: Path)
             answer = session.post(url, json=body, headers={"X-Api-Key": token}, timeout=8)
             assert answer.status_code == 200, answer.text
             assert session.post(url, json=body, timeout=8).status_code == 401
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 2
         assert answer_of(secure)[0] == 408
 
 

@@ -228,7 +228,7 @@ def test_a_ticket_is_good_for_one(served: Served) -> None:
 
 def test_an_offer_nobody_takes_ends(served: Served) -> None:
     offer = served.offer()
-    time.sleep(4)
+    time.sleep(2.5)
     with pytest.raises(EnvironmentFault, match="cannot connect"):
         connect(offer, "test")
 

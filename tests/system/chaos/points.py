@@ -22,7 +22,7 @@ LOCK = 7_210
 INSTALL = """
 CREATE TABLE IF NOT EXISTS chaos_brake (word text PRIMARY KEY);
 CREATE OR REPLACE FUNCTION chaos_wait() RETURNS trigger LANGUAGE plpgsql AS $$
-DECLARE here text[] := ARRAY[]::text[];
+DECLARE here text[];
 BEGIN
     IF TG_TABLE_NAME = 'resource' THEN
         here := ARRAY[NEW.seq || ' ' || NEW.state, NEW.kind || ' ' || NEW.state];

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pvccommon.errors import WrongInput
-from pvccommon.images.fetcher import redirected, size_of
+from pvccommon.images.fetcher import check_url, redirected, size_of
 
 
 class Wire:
@@ -58,6 +58,12 @@ def test_other_answers_are_refused(status: str, headers: tuple[str, ...], reason
 )
 def test_redirections(location: str, leads_to: str) -> None:
     assert redirected("http://one/image", location) == leads_to
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "x"])
+def test_a_port_that_is_none_is_told_as_that(port: str) -> None:
+    with pytest.raises(WrongInput, match=r"malformed.*(?i:port)"):
+        check_url(f"http://images.example:{port}/disk.raw")
 
 
 def test_a_malformed_redirection_is_refused() -> None:

@@ -41,7 +41,7 @@ def test_a_silent_pool_delays_nothing_and_comes_back() -> None:
     for _ in range(2):
         started = time.monotonic()
         found = report.take()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 1
         assert "has not answered" in found["slow"]["error"]
         told = {"driver": "rbd", "shared": True, "mapping": "export", "identity": "cluster/vms"}
         assert found["vms"] == {**told, "total_bytes": 10, "free_bytes": 6}
